@@ -1,0 +1,45 @@
+# Everything here needs only Python 3.11+ and make. `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENV := PIP_DISABLE_PIP_VERSION_CHECK=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce test check format bench docs clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/ok ## make .venv with the pinned versions of constraints.txt
+
+$(VENV)/ok: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}"'
+	$(PYTHON) -m venv $(VENV)
+	$(ENV) $(BIN)/python -m pip install -q -c constraints.txt torch
+	$(ENV) $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+corpus/manifest.json: | $(VENV)/ok
+	$(BIN)/step3vl data make corpus --scale tiny
+
+reproduce: $(VENV)/ok corpus/manifest.json ## ablation Table 4 at tiny scale, from nothing: data, training, table, picture
+	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2
+	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
+
+test: $(VENV)/ok ## the test suite (about five minutes on two cores)
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ok ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/ok ## rewrite to house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/ok ## benchmarks, as ratios within one run
+	$(BIN)/python -m pytest benchmarks --benchmark-enable -m ""
+
+clean: ## remove .venv and caches; runs/ and corpus/ stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

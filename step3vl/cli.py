@@ -1,0 +1,204 @@
+"""Every verb of the `step3vl` command, and the one place where an error becomes a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from step3vl.config import ConfigError, compose, nearest
+
+USAGE = """usage: step3vl VERB ...
+
+train and measure (Lightning)
+  fit        train a stage:           step3vl fit -c FILE [--scale tiny] [--model.optimizer.lr=3e-4 ...]
+  validate   loss on held-out data:   step3vl validate -c FILE --ckpt_path=last
+  test       score the suite:         step3vl test -c FILE --ckpt_path=last
+  predict    answers of the suite:    step3vl predict -c FILE --ckpt_path=last
+             --print_config shows the resolved run and stops; its output runs again by itself
+
+ablations
+  ablate list                         tables, their rows, what is finished
+  ablate run FOLDER                   train and score every row and seed; finished ones are kept
+  ablate table FOLDER                 our table beside the paper's; CSV, Markdown and PNG
+  ablate diff A B                     only the keys that differ
+
+data
+  data make OUT                       write the generated corpus as WebDataset shards
+  data view SHARD                     contact sheet PNG with boxes and points
+  data stats FOLDER                   domains, lengths, image tokens
+
+  info       versions, device, missing extras with the pip line
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; user errors print one sentence and return 2 (STEP3VL_TRACEBACK=1 shows where they arose)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
+    verbs |= {"ablate": _ablate, "data": _data, "info": _info}
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        if args[0] == "--version":
+            from step3vl import __version__
+
+            print(f"step3vl {__version__}")
+            return 0
+        if args[0] not in verbs:
+            raise ConfigError(f"no verb {args[0]!r}; {nearest(args[0], list(verbs))}")
+        return verbs[args[0]](args)
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("STEP3VL_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _lightning(args: list[str]) -> int:
+    verb, rest = args[0], args[1:]
+    if not rest or rest[0] in ("-h", "--help"):
+        print(f"usage: step3vl {verb} -c FILE [-c FILE ...] [--scale tiny] [--KEY=VALUE ...] [--print_config]\n")
+        print("KEY is dotted; inside a class init_args is implied: --model.vlm.vision_encoder=vision/dinov3_vitl16.yaml")
+        print(f"arguments of one class: step3vl {verb} --help step3vl.stages.PretrainStage")
+        if len(rest) > 1:
+            _class_help(rest[1])
+        return 0
+    from step3vl.lightning_cli import Step3VLCLI, read_command
+
+    Step3VLCLI(read_command(verb, rest))
+    return 0
+
+
+def _class_help(class_path: str) -> None:
+    import inspect
+
+    from step3vl.diagnose import import_class
+
+    cls = import_class(class_path, "--help")
+    print(f"\n{class_path}{inspect.signature(cls)}\n\n{inspect.getdoc(cls) or ''}")
+
+
+def _ablate(args: list[str]) -> int:
+    from step3vl import ablation
+
+    parser = argparse.ArgumentParser(prog="step3vl ablate")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    listing = verbs.add_parser("list", help="tables, their rows, what is finished")
+    listing.add_argument("--root", type=Path, default=Path("ablations"), help="folder of tables")
+    listing.add_argument("--scale", default="tiny", help="which runs count as finished")
+    run = verbs.add_parser("run", help="train and score every row and seed; finished ones are kept")
+    run.add_argument("folder", type=Path, help="a table: a folder with one YAML a row")
+    run.add_argument("--scale", default="paper", help="paper or tiny")
+    run.add_argument("--seeds", type=int, default=1, help="seeds 0..N-1 a row")
+    run.add_argument("-j", "--jobs", type=int, default=None, help="rows at a time (default: CPU cores, or 1 with a GPU)")
+    table = verbs.add_parser("table", help="our table beside the paper's; writes CSV, Markdown, PNG")
+    table.add_argument("folder", type=Path)
+    table.add_argument("--scale", default="tiny", help="paper or tiny")
+    diff = verbs.add_parser("diff", help="only the keys that differ")
+    diff.add_argument("a", type=Path)
+    diff.add_argument("b", type=Path)
+    diff.add_argument("--scale", default="paper", help="paper or tiny")
+    options, overrides = parser.parse_known_args(args[1:])
+    bad = [word for word in overrides if not (word.startswith("--") and "=" in word)]
+    if bad or (overrides and options.verb != "run"):
+        raise ConfigError(f"ablate {options.verb}: unknown argument {(bad or overrides)[0]!r}; overrides are --KEY=VALUE")
+    match options.verb:
+        case "list":
+            ablation.print_tables(options.root, options.scale)
+        case "run":
+            keys = [word[2:] for word in overrides]
+            return ablation.run_table(options.folder, options.scale, options.seeds, options.jobs, keys)
+        case "table":
+            ablation.print_table(options.folder, options.scale)
+        case "diff":
+            ablation.print_diff(options.a, options.b, options.scale)
+    return 0
+
+
+def _data(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="step3vl data")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    make = verbs.add_parser("make", help="write the generated corpus as WebDataset shards")
+    make.add_argument("out", type=Path)
+    make.add_argument("--recipe", default="corpus/default.yaml", help="card: how many samples of what")
+    make.add_argument("--scale", default="paper", help="paper or tiny")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--overwrite", action="store_true", help="replace a folder made with another recipe or seed")
+    view = verbs.add_parser("view", help="contact sheet PNG with boxes and points")
+    view.add_argument("shard", type=Path)
+    view.add_argument("--out", type=Path, default=None, help="PNG to write (default: beside the shard)")
+    view.add_argument("--num", type=int, default=24, help="samples to show")
+    stats = verbs.add_parser("stats", help="domains, lengths, image tokens")
+    stats.add_argument("folder", type=Path)
+    stats.add_argument("--run", default=None, help="experiment whose processor counts tokens")
+    stats.add_argument("--scale", default="tiny", help="scale of that experiment")
+    options = parser.parse_args(args[1:])
+    if options.verb == "make":
+        from step3vl.data.corpus.make import make_corpus
+
+        recipe = compose([options.recipe], scale=options.scale).config
+        manifest = make_corpus(options.out, recipe, seed=options.seed, overwrite=options.overwrite)
+        print(f"{sum(s.num_samples for s in manifest.shards):,} samples in {len(manifest.shards)} shards at {options.out}")
+    elif options.verb == "view":
+        from step3vl.data.view import contact_sheet
+
+        out = options.out or options.shard.with_suffix(".png")
+        print(contact_sheet(options.shard, out, options.num))
+    else:
+        from rich.console import Console
+
+        from step3vl.data.stats import print_stats
+
+        print_stats(options.folder, Console(), _token_counter(options.run, options.scale))
+    return 0
+
+
+def _token_counter(run: str | None, scale: str):
+    """sample -> (text tokens, image tokens) under a run's processor and encoder, built without weights."""
+    if run is None:
+        return None
+    from step3vl.lightning_cli import build_processor
+
+    processor = build_processor(run, scale)
+
+    def count(sample) -> tuple[int, int]:
+        example = processor.encode(sample)
+        return len(example.input_ids) - example.num_visual_tokens, example.num_visual_tokens
+
+    return count
+
+
+def _info(args: list[str]) -> int:
+    """Versions, device and, for each extra that is not installed, the pip line."""
+    import platform
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from step3vl import __version__
+
+    table = Table(title=f"step3vl {__version__}", show_header=False)
+    table.add_row("python", platform.python_version())
+    for name in ("torch", "lightning", "transformers", "webdataset", "omegaconf", "jsonargparse"):
+        table.add_row(name, metadata.version(name))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    table.add_row("devices", ", ".join(gpus) or f"CPU only ({os.cpu_count()} cores, {torch.get_num_threads()} threads)")
+    from step3vl.precision import fast_precision
+
+    table.add_row("precision chosen here", fast_precision(None))
+    extras = {"gpu": "flash_attn", "eval": "pyarrow", "rl": "math_verify", "slurm": "submitit", "curation": "datasketch"}
+    for extra, module in (extras | {"docs": "material", "dev": "pytest"}).items():
+        missing = find_spec(module) is None
+        table.add_row(f"extra {extra}", f"missing: pip install 'step3vl[{extra}]'" if missing else "installed")
+    Console().print(table)
+    return 0

@@ -1,0 +1,234 @@
+"""WebDataset shards: plain tars that hold `<key>.json` and `<key>.0.png`, `<key>.1.png` ... for each sample.
+
+Writing is byte-for-byte repeatable. Reading is random access through the index of `step3vl.data.tar_index`: decoders
+are listed, members and pixels are capped, nothing is unpickled, and keys never become paths.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from step3vl.data.schema import from_json, image_member, to_json
+from step3vl.data.tar_index import IMAGE_EXTENSIONS, ShardError, ShardIndex, index_shard
+from step3vl.types import Sample
+
+__all__ = [
+    "SampleError",
+    "ShardError",
+    "ShardIndex",
+    "ShardInfo",
+    "ShardReader",
+    "find_shards",
+    "index_shard",
+    "write_shards",
+]
+
+MAX_PIXELS = 64 * 2**20
+FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+assert tuple(FORMATS) == IMAGE_EXTENSIONS
+
+
+class SampleError(ValueError):
+    """One sample cannot be used; the sentence names shard, key and reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInfo:
+    """One written shard. num_turns counts assistant messages; num_text_bytes is the UTF-8 length of all messages."""
+
+    file: str
+    num_samples: int
+    num_turns: int
+    num_images: int
+    num_text_bytes: int
+    sha256: str
+    size_bytes: int
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def write_shards(
+    samples: Iterable[Sample], folder: str | Path, stem: str, samples_per_shard: int, first_number: int = 0
+) -> list[ShardInfo]:
+    """Write `<folder>/<stem>-000000.tar`, `-000001.tar` ... The same samples give identical bytes.
+
+    Each shard is written under a temporary name and renamed when whole. Images are stored as PNG, but those opened
+    from JPEG files as JPEG.
+    Raises ValueError for samples_per_shard < 1, a stem that is a path, or two samples of a shard with the same key.
+    """
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
+    if stem != Path(stem).name:
+        raise ValueError(f"stem must be a plain file name, got {stem!r}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = iter(samples)
+    infos: list[ShardInfo] = []
+    for first in stream:
+        infos.append(
+            _write_one(first, stream, folder / f"{stem}-{first_number + len(infos):06d}.tar", samples_per_shard)
+        )
+    return infos
+
+
+def _write_one(first: Sample, rest: Iterator[Sample], path: Path, limit: int) -> ShardInfo:
+    from webdataset import TarWriter
+
+    part = path.with_name(f".{path.name}.part")
+    keys: set[str] = set()
+    num_turns = num_images = num_text_bytes = 0
+    try:
+        with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="step3vl", group="step3vl") as tar:
+            sample: Sample | None = first
+            while sample is not None:
+                key = safe_key(sample.id)
+                if key in keys:
+                    raise ValueError(f"{path}: two samples have the key {key!r} (id {sample.id!r}); ids must differ")
+                keys.add(key)
+                tar.write({"__key__": key, **_members(sample, f"{path.name}:{key}")})
+                num_turns += sum(message.role == "assistant" for message in sample.messages)
+                num_images += len(sample.images)
+                num_text_bytes += sum(len(message.content.encode()) for message in sample.messages)
+                sample = next(rest, None) if len(keys) < limit else None
+        digest = hashlib.sha256(part.read_bytes()).hexdigest()
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return ShardInfo(
+        file=path.name,
+        num_samples=len(keys),
+        num_turns=num_turns,
+        num_images=num_images,
+        num_text_bytes=num_text_bytes,
+        sha256=digest,
+        size_bytes=path.stat().st_size,
+    )
+
+
+def _members(sample: Sample, where: str) -> dict[str, bytes]:
+    row = to_json(sample)
+    from_json(row, sample.images, where)  # what is written must be readable
+    members = {"json": json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()}
+    for k, image in enumerate(sample.images):
+        buffer = io.BytesIO()
+        if image.format == "JPEG":  # with its own tables, so that nothing more is lost
+            image.save(buffer, "JPEG", quality="keep")
+        else:
+            (image if image.mode in ("RGB", "L") else image.convert("RGB")).save(buffer, "PNG", compress_level=3)
+        members[image_member(k, image)] = buffer.getvalue()
+    return members
+
+
+def safe_key(name: str) -> str:
+    """A sample id as a tar member name: letters, digits, '_' and '-' only, at most 80."""
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:80]
+    if not key:
+        raise ValueError("a sample has an empty id")
+    return key
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+class ShardReader:
+    """Random access to the samples of one shard. Cheap to pickle; each process opens its own file handle.
+
+    strict: raise ShardError on a damaged shard. Otherwise the whole samples before the damage are served, and
+    `reader.index.damage` and `reader.index.broken` say what is missing.
+
+    Example: ShardReader("corpus/train/text-sums-level0-000000.tar").read(0)
+    """
+
+    def __init__(self, path: str | Path, strict: bool = True) -> None:
+        self.path = Path(path)
+        self.index = index_shard(self.path, strict=strict)
+        self._file: BinaryIO | None = None
+        self._pid = 0
+
+    def __len__(self) -> int:
+        return len(self.index.samples)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_pid": 0}
+
+    def key(self, i: int) -> str:
+        """Key of sample i, without reading it."""
+        return self.index.samples[i][0]
+
+    def row(self, i: int) -> dict[str, Any]:
+        """The stored JSON of sample i, unchecked and without decoding its images."""
+        key, members = self.index.samples[i]
+        try:
+            row = json.loads(self._bytes(*members["json"]))
+        except (ValueError, RecursionError) as error:
+            raise SampleError(f"{self.path}:{key}: the JSON cannot be parsed ({error})") from error
+        if not isinstance(row, dict):
+            raise SampleError(f"{self.path}:{key}: the JSON must be an object, found {type(row).__name__}")
+        return row
+
+    def read(self, i: int) -> Sample:
+        """Sample i with its images as RGB. Raises SampleError when it cannot be decoded or breaks the schema."""
+        key, members = self.index.samples[i]
+        where = f"{self.path}:{key}"
+        row = self.row(i)
+        names = row.get("images") or []
+        if not isinstance(names, list) or any(name not in members for name in map(str, names)):
+            raise SampleError(f"{where}: field 'images' names members the shard does not hold: {names!r}")
+        images = [self._image(str(name), members[str(name)], where) for name in names]
+        try:
+            return from_json(row, images, where)
+        except ValueError as error:
+            raise SampleError(str(error)) from error
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(i) for i in range(len(self)))
+
+    def _image(self, name: str, place: tuple[int, int], where: str) -> Image.Image:
+        try:
+            image = Image.open(io.BytesIO(self._bytes(*place)), formats=[FORMATS[name.rpartition(".")[2]]])
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} is above the limit of {MAX_PIXELS} pixels")
+            return image.convert("RGB")
+        except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
+            raise SampleError(f"{where}: image '{name}' cannot be decoded ({error})") from error
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        if self._file is None or self._pid != os.getpid():  # a forked worker must not share the position
+            self._file, self._pid = self.path.open("rb"), os.getpid()
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise SampleError(f"{self.path}: {size} bytes at {offset} cannot be read; the shard changed since indexing")
+        return data
+
+
+def find_shards(pattern: str | Path) -> list[Path]:
+    """Sorted shards that match a glob (`**` reaches into folders) or lie in a folder. Plain files only, never a pipe.
+
+    Raises ValueError that names the pattern and what its folder holds instead.
+    """
+    path = Path(pattern)
+    found = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(pattern), recursive=True))
+    shards = sorted(shard for shard in found if shard.is_file())
+    if not shards:
+        folder = path if path.is_dir() else path.parent
+        if folder.is_dir():
+            names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            inside = f"the folder {folder} holds {', '.join(names[:6]) + more if names else 'nothing'}"
+        else:
+            inside = f"the folder {folder} does not exist"
+        raise ValueError(f"no shards match '{pattern}'; {inside}")
+    return shards

@@ -1,0 +1,52 @@
+"""metrics.json and cases.jsonl of a run: scores with everything needed to doubt them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .benchmark import Benchmark
+from .runner import Record
+from .statistics import majority_score, summarise
+
+
+def write_report(folder: Path, suite: dict[str, Benchmark], records: Sequence[Record], facts: dict[str, Any]) -> dict:
+    """Write `metrics.json` (one Score a benchmark, and provenance) and `cases.jsonl` into `folder`; return the former."""
+    scores = {}
+    for name, benchmark in suite.items():
+        own = [r for r in records if r.benchmark == name]
+        if own:
+            answered = {r.id for r in own}
+            cases = [case for case in benchmark.cases() if case.id in answered]
+            scores[name] = asdict(summarise(own, majority_score(benchmark, cases)))
+    metrics = {"scores": scores, "provenance": provenance() | facts}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cases.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in records))
+    partial = folder / "metrics.json.part"
+    partial.write_text(json.dumps(metrics, indent=2) + "\n")
+    partial.replace(folder / "metrics.json")
+    return metrics
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what a number was made."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    names = ("step3vl", "torch", "transformers", "lightning")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+    return {
+        "commit": commit.stdout.strip() if commit.returncode == 0 else "not a git checkout",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device,
+        "num_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }

@@ -1,0 +1,185 @@
+"""The language decoder: a Qwen3 text model (STEP3-VL report, architecture: Qwen3-8B) and its output layer.
+
+Built on transformers' Qwen3-VL text model, which with 1-D positions equals Qwen3 exactly. Packed rows are flattened,
+and each document attends to itself alone.
+
+Shapes: B rows, T tokens a row, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from step3vl.models.attention import document_lengths, packing_arguments, register
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+class LanguageDecoder(nn.Module, ABC):
+    """Turns embeddings into hidden states, and hidden states into logits with `lm_head`."""
+
+    hidden_size: int
+    """D, the width of embeddings and hidden states."""
+    vocab_size: int
+    lm_head: nn.Linear
+    """Hidden states [..., D] -> logits [..., V]."""
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B,T] -> embeddings [B,T,D]."""
+
+    @abstractmethod
+    def forward(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings [B,T,D] -> hidden states [B,T,D].
+
+        Without cache and mask the rows are packed: a document starts wherever a position [B,T] is 0, and sees only
+        itself. With a cache or a mask each row is one sequence; the mask [B, cached + T] is True at real tokens.
+        """
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers, in order: units of sharding and of recomputation."""
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Draw all weights afresh and recompute all buffers, for example after construction on the meta device."""
+
+
+class Qwen3Decoder(LanguageDecoder):
+    """Qwen3: RMSNorm, grouped-query attention with normalised q and k, rotary positions, SwiGLU, no biases.
+
+    Args:
+        hidden_size: width of the residual stream.
+        intermediate_size: width inside the MLP.
+        num_layers: number of layers.
+        num_heads: query heads.
+        num_kv_heads: key and value heads.
+        head_dim: width of a head.
+        vocab_size: number of token ids.
+        rope_theta: base of the rotary frequencies.
+        rms_norm_eps: epsilon of all norms.
+        max_positions: longest document that the model is meant for, in tokens.
+        tie_embeddings: whether the output layer shares the embedding's weights.
+        attention: "per_document" anywhere; "flash_attention_2" on a GPU; "sdpa" builds a dense mask (for comparison).
+        init_std: standard deviation of freshly drawn weights.
+        zero_init_outputs: start o_proj, down_proj and an untied output layer at zero, which helps very small models.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        vocab_size: int,
+        rope_theta: float = 1e6,
+        rms_norm_eps: float = 1e-6,
+        max_positions: int = 40960,
+        tie_embeddings: bool = False,
+        attention: Literal["per_document", "flash_attention_2", "sdpa"] = "per_document",
+        init_std: float = 0.02,
+        zero_init_outputs: bool = False,
+    ) -> None:
+        from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
+
+        super().__init__()
+        if num_heads % num_kv_heads:
+            raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
+        register()
+        self.hidden_size = hidden_size
+        self.vocab_size = vocab_size
+        self.attention = attention
+        self.tie_embeddings = tie_embeddings
+        self.init_std = init_std
+        self.zero_init_outputs = zero_init_outputs
+        side = head_dim * 5 // 32  # any split into sections is the same when t, h and w positions are equal
+        config = Qwen3VLTextConfig(
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_kv_heads,
+            head_dim=head_dim,
+            vocab_size=vocab_size,
+            rms_norm_eps=rms_norm_eps,
+            max_position_embeddings=max_positions,
+            initializer_range=init_std,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": float(rope_theta),
+                "mrope_section": [head_dim // 2 - 2 * side, side, side],
+                "mrope_interleaved": True,
+            },
+        )
+        self.model = Qwen3VLTextModel(config)
+        self.model.set_attn_implementation(attention)
+        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.init_weights()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(ids)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)
+
+    def init_weights(self) -> None:
+        if self.lm_head.weight.is_meta:
+            self._tie()
+            return
+        self.model.apply(self.model._init_weights)
+        nn.init.normal_(self.lm_head.weight, std=self.init_std)
+        if self.zero_init_outputs:
+            for name, weight in self.model.named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    nn.init.zeros_(weight)
+            nn.init.zeros_(self.lm_head.weight)
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        cache: Cache | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        if cache is None and attention_mask is None:
+            return self._packed(embeds, position_ids)
+        if attention_mask is not None and embeds.shape[1] == 1 and self.attention != "flash_attention_2":
+            attention_mask = attention_mask[:, None, None].bool()  # [B,1,1,K]: one query sees every real token
+        return self.model(
+            inputs_embeds=embeds,
+            position_ids=position_ids,
+            past_key_values=cache,
+            attention_mask=attention_mask,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def _packed(self, embeds: Tensor, position_ids: Tensor) -> Tensor:
+        lengths = document_lengths(position_ids)
+        dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)  # keeps transformers from a T x T mask
+        hidden = self.model(
+            inputs_embeds=embeds.flatten(0, 1)[None],  # [1,B*T,D]
+            position_ids=position_ids.flatten()[None],
+            attention_mask=dummy if self.attention == "per_document" else None,
+            use_cache=False,
+            **packing_arguments(lengths, embeds.device),
+        ).last_hidden_state
+        return hidden.view_as(embeds)

@@ -1,0 +1,78 @@
+"""What every vision encoder offers: it owns what it needs from pixels and returns grids of features.
+
+Adding an encoder is one subclass (`encode`, `blocks`, `init_weights`) and one card.
+
+Shapes: n images of one size, C channels, H/W pixels, h/w grid cells, D feature width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from step3vl.types import Grids, ImageSpec
+
+OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class VisionFeatures(NamedTuple):
+    """`final`: features [n,h,w,D] of each size. `taps`: the same after each block that was asked for, in that order."""
+
+    final: Grids
+    taps: list[Grids]
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Turns images into grids of features. The constructor gives shape; it never loads weights."""
+
+    hidden_size: int
+    """D, the width of the features."""
+    image_spec: ImageSpec
+    """How pixels must be prepared for this encoder."""
+
+    @abstractmethod
+    def encode(self, pixels: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Encode images of one size.
+
+        Args:
+            pixels: [n,C,H,W], normalised; H and W are multiples of the patch size.
+            taps: numbers of blocks, each from 0 to len(blocks()) - 1.
+
+        Returns:
+            The final features [n,h,w,D] and, for each tap, the output of that block [n,h,w,D].
+        """
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers, in order: units of sharding and of recomputation."""
+
+    @abstractmethod
+    def init_weights(self) -> None:
+        """Draw all weights afresh and recompute all buffers, for example after construction on the meta device."""
+
+    def forward(self, images: Grids, taps: Sequence[int] = ()) -> VisionFeatures:
+        """Encode images of several sizes, each size in one go.
+
+        Raises:
+            ValueError: an image side is not a multiple of the patch size, or a tap names no block.
+        """
+        patch, num_blocks, name = self.image_spec.patch_size, len(self.blocks()), type(self).__name__
+        for pixels in images.tensors:
+            for side in pixels.shape[-2:]:
+                if side % patch:
+                    raise ValueError(
+                        f"an image side of {side} pixels is not a multiple of patch_size {patch} of {name}"
+                    )
+        for tap in taps:
+            if not 0 <= tap < num_blocks:
+                raise ValueError(f"tap {tap} names no block of {name}: accepted are 0 to {num_blocks - 1}")
+        outputs = [self.encode(pixels, taps) for pixels in images.tensors]
+        final = Grids(tuple(last for last, _ in outputs), images.order)
+        tapped = [Grids(tuple(kept[k] for _, kept in outputs), images.order) for k in range(len(taps))]
+        return VisionFeatures(final, tapped)

@@ -1,0 +1,121 @@
+"""The vision-language model: embed tokens, encode images, project, put visual tokens in their places, decode.
+
+STEP3-VL report, architecture. Visual tokens enter the text sequence where the placeholder token stands, with ordinary
+1-D positions; crops come before the global view, as the processor has laid them out.
+
+Shapes: B rows, T tokens a row, D decoder width, V visual tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from step3vl.models.attention import document_lengths
+from step3vl.models.decoder import LanguageDecoder
+from step3vl.models.projector import Projector
+from step3vl.models.vision.base import VisionEncoder
+from step3vl.types import Batch, Grids, ImageSpec
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+
+class VisionLanguageModel(nn.Module):
+    """A vision encoder and a decoder, joined by a projector. Returns hidden states; `decoder.lm_head` gives logits.
+
+    Args:
+        vision_encoder: turns views into grids of features.
+        projector: builds the projector from the encoder's and the decoder's width.
+        decoder: the language model.
+    """
+
+    def __init__(
+        self,
+        vision_encoder: VisionEncoder,
+        projector: Callable[[int, int], Projector],
+        decoder: LanguageDecoder,
+    ) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.projector = projector(vision_encoder.hidden_size, decoder.hidden_size)
+        self.decoder = decoder
+        self.image_token_id: int | None = None
+
+    def bind(self, image_token_id: int) -> None:
+        """Say which token stands for one visual token. Must come before the first batch with images."""
+        if not 0 <= image_token_id < self.decoder.vocab_size:
+            raise ValueError(
+                f"image_token_id {image_token_id} is outside the decoder's vocabulary of {self.decoder.vocab_size}"
+            )
+        self.image_token_id = image_token_id
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """What the encoder needs from pixels."""
+        return self.vision_encoder.image_spec
+
+    @property
+    def downsample(self) -> int:
+        """Grid cells a side that become one visual token."""
+        return self.projector.downsample
+
+    def num_visual_tokens(self, pixels: int) -> int:
+        """How many visual tokens a square view with a side of `pixels` becomes."""
+        return self.projector.grid(pixels // self.image_spec.patch_size) ** 2
+
+    def init_weights(self) -> None:
+        """Draw the weights of all parts afresh, for example after construction on the meta device."""
+        self.vision_encoder.init_weights()
+        self.projector.init_weights()
+        self.decoder.init_weights()
+
+    def forward(self, batch: Batch, cache: Cache | None = None, attention_mask: Tensor | None = None) -> Tensor:
+        """Hidden states [B,T,D] of packed rows; with a cache or a mask [B, cached + T], of one sequence a row.
+
+        Raises:
+            ValueError: there are images before `bind`, or as many visual tokens as placeholders are not there.
+        """
+        embeds = self.decoder.embed(batch.input_ids)  # [B,T,D]
+        if batch.images is not None:
+            embeds = self.place(embeds, self.encode_images(batch.images), batch)
+        elif self.image_token_id is not None:
+            self._check(int((batch.input_ids == self.image_token_id).sum()), 0, batch)
+        return self.decoder(embeds, batch.position_ids, cache, attention_mask)
+
+    def encode_images(self, images: Grids) -> Tensor:
+        """Visual tokens of all views, in reading order: [V,D]."""
+        views = self.vision_encoder(images).final.map(self.projector).unstack()  # each [h,w,D]
+        return torch.cat([view.flatten(0, 1) for view in views])
+
+    def place(self, embeds: Tensor, visual: Tensor, batch: Batch) -> Tensor:
+        """Put visual tokens [V,D] into embeddings [B,T,D] at the placeholders, in reading order."""
+        if self.image_token_id is None:
+            raise ValueError("the batch has images, but bind(image_token_id) was not called on the model")
+        at = (batch.input_ids.flatten() == self.image_token_id).nonzero().squeeze(1)  # [V]
+        self._check(len(at), len(visual), batch)
+        return embeds.flatten(0, 1).index_copy(0, at, visual.to(embeds.dtype)).view_as(embeds)
+
+    def _check(self, num_placeholders: int, num_visual: int, batch: Batch) -> None:
+        if num_placeholders != num_visual:
+            raise ValueError(
+                f"{num_placeholders} image placeholders in the text, but {num_visual} visual tokens from the images; "
+                + _culprit(batch, self.image_token_id)
+            )
+
+
+def _culprit(batch: Batch, image_token_id: int | None) -> str:
+    """Name the first sample whose placeholders are not as many as it declares; all samples when each one agrees."""
+    is_image = batch.input_ids.flatten() == (-1 if image_token_id is None else image_token_id)
+    found = [int(part.sum()) for part in is_image.split(document_lengths(batch.position_ids))]
+    declared = list(zip(batch.sample_ids, batch.num_visual_tokens))
+    if len(found) != len(declared):  # padding is a document too, but it has no placeholders
+        found = [count for count in found if count]
+        declared = [(name, count) for name, count in declared if count]
+    for count, (name, wanted) in zip([*found, *[0] * len(declared)], declared):
+        if count != wanted:
+            return f"sample {name!r} has {count} placeholders and declares {wanted} visual tokens"
+    return f"samples: {', '.join(batch.sample_ids) or 'not named'}"

@@ -1,0 +1,7 @@
+"""Who is updated, by which rule, at what rate: parameter groups, Muon + AdamW in one optimizer, schedules."""
+
+from .groups import ParamGroup, build_groups, freeze_parameters
+from .muon import MuonAdamW
+from .schedule import WarmupCosine, WarmupStableDecay
+
+__all__ = ["MuonAdamW", "ParamGroup", "WarmupCosine", "WarmupStableDecay", "build_groups", "freeze_parameters"]

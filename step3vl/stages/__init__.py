@@ -1,0 +1,6 @@
+"""One LightningModule a training stage. A stage owns the loss, the optimizer and exact normalisation; parts are given."""
+
+from .base import Stage
+from .pretrain import PretrainStage
+
+__all__ = ["PretrainStage", "Stage"]
