@@ -138,7 +138,9 @@ class Step3VLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         root = config["default_root_dir"]
-        if config["logger"] in (None, True):
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        elif config["logger"] in (None, True):
             kwargs["logger"] = [CSVLogger(root, name="csv", flush_logs_every_n_steps=20), TensorBoardLogger(root, name="tb")]
         progress = config["enable_progress_bar"] is not False and sys.stdout.isatty()
         callbacks = list(config["callbacks"] or []) + [RichProgressBar() if progress else ProgressLines()]

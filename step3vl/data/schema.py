@@ -59,7 +59,7 @@ def from_json(row: Any, images: Sequence[Image.Image], where: str) -> Sample:
         if not isinstance(row[name], str) or not row[name]:
             raise ValueError(f"{where}: field '{name}' must be text that is not empty, found {row[name]!r}")
     level = row["level"]
-    if isinstance(level, bool) or level not in LEVELS:
+    if type(level) is not int or level not in LEVELS:
         raise ValueError(f"{where}: field 'level' must be one of 0, 1, 2, 3, 4, found {level!r}")
 
     messages = _messages(row["messages"], where)

@@ -89,7 +89,7 @@ def _last_turn(sample: Sample) -> tuple[str, str]:
 def _head(sample: Sample) -> list[str]:
     size = ", ".join(f"{image.width}x{image.height}" for image in sample.images[:1]) or "text"
     many = f" x{len(sample.images)}" if len(sample.images) > 1 else ""
-    return [f"{sample.subset} level {sample.level} #{sample.id.rpartition('-')[2]} {size}{many}"]
+    return [f"{sample.subset} level {sample.level} #{sample.id.rpartition('-')[2].lstrip('0') or '0'} {size}{many}"]
 
 
 def _caption(sample: Sample) -> list[str]:

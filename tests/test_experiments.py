@@ -1,0 +1,27 @@
+"""Every experiment and row takes two steps and is scored at tiny scale, through the real command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from step3vl.cli import main
+
+from .test_configs import RUNS
+
+SHORT = ["--trainer.max_steps=2", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=4"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_steps_then_scores(run, workplace, capsys):
+    cases = [f"--suite.{name}.num_cases=2" for name in ("reading", "pointing", "counting")]
+    short = [*SHORT, *cases, "--scale=tiny"]
+    assert main(["fit", "-c", run, *short]) == 0
+    folder = Path("runs/tiny", run).with_suffix("")
+    assert (folder / "checkpoints/last.ckpt").is_file() and (folder / "config.yaml").is_file()
+    out = capsys.readouterr().out
+    assert "Optimizer groups" in out and "Mixture" in out
+    assert main(["test", "-c", run, *short, "--ckpt_path=last"]) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["provenance"]["scale"] == "tiny" and metrics["scores"]["reading"]["num_cases"] == 2
+    assert 0 <= metrics["scores"]["reading"]["score"] <= 1
+    assert len((folder / "cases.jsonl").read_text().splitlines()) == sum(s["num_cases"] for s in metrics["scores"].values())
