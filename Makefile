@@ -19,10 +19,8 @@ $(VENV)/ok: pyproject.toml constraints.txt
 	$(ENV) $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-corpus/manifest.json: | $(VENV)/ok
+reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, training, table, picture
 	$(BIN)/step3vl data make corpus --scale tiny
-
-reproduce: $(VENV)/ok corpus/manifest.json ## ablation Table 4 at tiny scale, from nothing: data, training, table, picture
 	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
 

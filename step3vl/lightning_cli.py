@@ -115,7 +115,7 @@ class Step3VLCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--suite", type=dict[str, Benchmark], default={}, help="Held-out benchmarks by name.")
+        parser.add_argument("--suite", type=dict[str, Benchmark] | None, default=None, help="Held-out benchmarks by name.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parse(parser, self.command, self.composed)
@@ -241,7 +241,7 @@ def parse(parser: LightningArgumentParser, command: Command, composed: Composed)
         with contextlib.redirect_stderr(io.StringIO()):  # jsonargparse prints usage first; our sentence is enough
             return parser.parse_object({"subcommand": command.verb, command.verb: config})
     except (ArgumentError, SystemExit, ValueError, TypeError) as error:
-        hints = {"model": Stage, "data": LightningDataModule, "suite": dict[str, Benchmark], "seed_everything": bool | int}
+        hints = {"model": Stage, "data": LightningDataModule, "suite": dict[str, Benchmark] | None, "seed_everything": bool | int}
         for key, hint in hints.items():
             if key in config:
                 check_types(config[key], hint, key)

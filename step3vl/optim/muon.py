@@ -29,6 +29,7 @@ class MuonAdamW(Optimizer):
         ns_steps: Newton-Schulz iterations.
         adamw_patterns: names (regular expressions) that stay with AdamW although they are matrices.
         fused_patterns: matrices that hold several maps stacked by rows (pattern -> how many), orthogonalised apart.
+        flatten_convs: treat a convolution kernel as the matrix (out, in x height x width); False: AdamW takes it.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MuonAdamW(Optimizer):
         ns_steps: int = 5,
         adamw_patterns: tuple[str, ...] = ("embed", "lm_head", "positional_embedding", "_token"),
         fused_patterns: dict[str, int] | None = None,
+        flatten_convs: bool = False,
     ):
         if lr <= 0 or not 0 <= momentum < 1:
             raise ValueError(f"MuonAdamW needs lr > 0 and 0 <= momentum < 1, got lr={lr}, momentum={momentum}")
@@ -51,7 +53,8 @@ class MuonAdamW(Optimizer):
         for group in params:
             if not isinstance(group, dict) or not all(isinstance(item, tuple) for item in group["params"]):
                 raise ValueError("MuonAdamW needs groups of (name, parameter) pairs: names decide who gets Muon")
-            muon = [(n, p) for n, p in group["params"] if p.ndim == 2 and not any(re.search(a, n) for a in adamw_patterns)]
+            matrices = [(n, p) for n, p in group["params"] if p.ndim == 2 or (flatten_convs and p.ndim == 4)]
+            muon = [(n, p) for n, p in matrices if not any(re.search(pattern, n) for pattern in adamw_patterns)]
             names = {n for n, _ in muon}
             rest = [(n, p) for n, p in group["params"] if n not in names]
             if muon:
@@ -85,7 +88,7 @@ class MuonAdamW(Optimizer):
             buffer.lerp_(parameter.grad.float(), 1 - group["momentum"])
             update = torch.lerp(parameter.grad.float(), buffer, group["momentum"])  # [R,C] Nesterov
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            for weight, piece in zip(parameter.chunk(parts), update.chunk(parts)):
+            for weight, piece in zip(parameter.view(len(parameter), -1).chunk(parts), update.flatten(1).chunk(parts)):
                 by_shape.setdefault(tuple(piece.shape), []).append((weight, piece))
         for (rows, columns), pairs in by_shape.items():
             directions = orthogonalise(torch.stack([piece for _, piece in pairs]), group["ns_steps"])  # [m,R,C]
