@@ -37,6 +37,8 @@ data
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; user errors print one sentence and return 2 (STEP3VL_TRACEBACK=1 shows where they arose)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "140")  # tables in logs and pipes keep their numbers whole
     verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
     verbs |= {"ablate": _ablate, "data": _data, "info": _info}
     try:
@@ -145,7 +147,8 @@ def _data(args: list[str]) -> int:
 
         recipe = compose([options.recipe], scale=options.scale).config
         manifest = make_corpus(options.out, recipe, seed=options.seed, overwrite=options.overwrite)
-        print(f"{sum(s.num_samples for s in manifest.shards):,} samples in {len(manifest.shards)} shards at {options.out}")
+        num_samples = sum(shard["num_samples"] for shard in manifest.shards)
+        print(f"{num_samples:,} samples in {len(manifest.shards)} shards at {options.out}")
     elif options.verb == "view":
         from step3vl.data.view import contact_sheet
 

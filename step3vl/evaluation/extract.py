@@ -17,7 +17,7 @@ def option_letter(text: str) -> str | None:
     text = final_text(text)
     if match := re.fullmatch(r"\W*([A-Ja-j])\W*", text):
         return match[1].upper()
-    marked = re.findall(r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?\**([A-J])\b|\(([A-J])\)|\b([A-J])[.)](?=\s|$)", text)
+    marked = re.findall(r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?\**([A-J])\b|\(([A-J])\)|\b([A-HJ])[.)](?=\s|$)", text)
     letters = [a or b or c for a, b, c in marked] or re.findall(r"(?<![A-Za-z'])([B-HJ])(?![A-Za-z'])", text)
     return letters[-1] if letters else None
 

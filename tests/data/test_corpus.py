@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from drawn import draw, questions
+from tests.data.drawn import draw, questions
 from rich.console import Console
 
 from step3vl.data.corpus.draw import CELL

@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 import pytest
 import sympy
-from drawn import NAME, centre, draw, name_at, questions
+from tests.data.drawn import NAME, centre, draw, name_at, questions
 
 from step3vl.data.corpus import assets, code
 from step3vl.data.corpus.draw import COLOURS, RGB

@@ -7,7 +7,7 @@ import re
 from functools import partial
 
 import numpy as np
-from drawn import NAME, draw, name_at, questions
+from tests.data.drawn import NAME, draw, name_at, questions
 
 from step3vl.data.corpus import assets, code, documents, gui, knowledge
 from step3vl.data.corpus.draft import (

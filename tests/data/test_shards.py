@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from tars import make, png, raw, row
+from tests.data.tars import make, png, raw, row
 
 from step3vl.data.shards import SampleError, ShardReader, find_shards, index_shard, write_shards
 

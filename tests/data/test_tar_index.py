@@ -8,7 +8,7 @@ import os
 import tarfile
 
 import pytest
-from tars import make, png, raw, row
+from tests.data.tars import make, png, raw, row
 
 from step3vl.data.shards import ShardError, ShardReader, index_shard, write_shards
 
