@@ -67,7 +67,9 @@ def _lightning(args: list[str]) -> int:
     verb, rest = args[0], args[1:]
     if not rest or rest[0] in ("-h", "--help"):
         print(f"usage: step3vl {verb} -c FILE [-c FILE ...] [--scale tiny] [--KEY=VALUE ...] [--print_config]\n")
-        print("KEY is dotted; inside a class init_args is implied: --model.vlm.vision_encoder=vision/dinov3_vitl16.yaml")
+        print(
+            "KEY is dotted; inside a class init_args is implied: --model.vlm.vision_encoder=vision/dinov3_vitl16.yaml"
+        )
         print(f"arguments of one class: step3vl {verb} --help step3vl.stages.PretrainStage")
         if len(rest) > 1:
             _class_help(rest[1])
@@ -99,7 +101,9 @@ def _ablate(args: list[str]) -> int:
     run.add_argument("folder", type=Path, help="a table: a folder with one YAML a row")
     run.add_argument("--scale", default="paper", help="paper or tiny")
     run.add_argument("--seeds", type=int, default=1, help="seeds 0..N-1 a row")
-    run.add_argument("-j", "--jobs", type=int, default=None, help="rows at a time (default: CPU cores, or 1 with a GPU)")
+    run.add_argument(
+        "-j", "--jobs", type=int, default=None, help="rows at a time (default: CPU cores, or 1 with a GPU)"
+    )
     table = verbs.add_parser("table", help="our table beside the paper's; writes CSV, Markdown, PNG")
     table.add_argument("folder", type=Path)
     table.add_argument("--scale", default="tiny", help="paper or tiny")
@@ -110,7 +114,9 @@ def _ablate(args: list[str]) -> int:
     options, overrides = parser.parse_known_args(args[1:])
     bad = [word for word in overrides if not (word.startswith("--") and "=" in word)]
     if bad or (overrides and options.verb != "run"):
-        raise ConfigError(f"ablate {options.verb}: unknown argument {(bad or overrides)[0]!r}; overrides are --KEY=VALUE")
+        raise ConfigError(
+            f"ablate {options.verb}: unknown argument {(bad or overrides)[0]!r}; overrides are --KEY=VALUE"
+        )
     match options.verb:
         case "list":
             ablation.print_tables(options.root, options.scale)
@@ -199,7 +205,13 @@ def _info(args: list[str]) -> int:
     from step3vl.precision import fast_precision
 
     table.add_row("precision chosen here", fast_precision(None))
-    extras = {"gpu": "flash_attn", "eval": "pyarrow", "rl": "math_verify", "slurm": "submitit", "curation": "datasketch"}
+    extras = {
+        "gpu": "flash_attn",
+        "eval": "pyarrow",
+        "rl": "math_verify",
+        "slurm": "submitit",
+        "curation": "datasketch",
+    }
     for extra, module in (extras | {"docs": "material", "dev": "pytest"}).items():
         missing = find_spec(module) is None
         table.add_row(f"extra {extra}", f"missing: pip install 'step3vl[{extra}]'" if missing else "installed")

@@ -72,10 +72,10 @@ def compose(files: Sequence[str | Path], overrides: Sequence[str] = (), scale: s
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "the configuration"
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
-    assert isinstance(plain, dict)
-    extra = {key: plain.pop(key, None) or {} for key in EXTRA_KEYS}
+    config: dict[str, Any] = {str(key): value for key, value in dict(plain).items()}
+    extra = {key: config.pop(key, None) or {} for key in EXTRA_KEYS}
     notes = {path: note for path, note in _walk_notes(merged, merged) if path[0] not in EXTRA_KEYS}
-    return Composed(plain, extra["row"], extra["vars"], notes)
+    return Composed(config, extra["row"], extra["vars"], notes)
 
 
 def nearest(given: str, accepted: Sequence[str], limit: int = 8) -> str:
@@ -151,7 +151,9 @@ def _expand(node: Any, here: Path, search: Sequence[Path], where: str) -> Any:
     if override is not None and not isinstance(override, Block):
         raise ConfigError(f"{where}: override: takes a mapping of dotted keys, got {override!r}")
     for key, value in (override or {}).items():
-        _assign(out, key, value, here, search, f"{where}: override {key}", (override.notes if override else {}).get(key))
+        _assign(
+            out, key, value, here, search, f"{where}: override {key}", (override.notes if override else {}).get(key)
+        )
     out.own_start = bool(bases)
     return out
 
@@ -184,7 +186,9 @@ def _put(block: Block, key: str, value: Any, note: str | None) -> None:
         block.notes[key] = note
 
 
-def _assign(root: Block, dotted: str, value: Any, here: Path, search: Sequence[Path], where: str, note: str = "") -> None:
+def _assign(
+    root: Block, dotted: str, value: Any, here: Path, search: Sequence[Path], where: str, note: str | None = None
+) -> None:
     """Rule 4: set a dotted key; inside a class, `init_args` is implied."""
     *parents, last = dotted.split(".")
     node: Any = root

@@ -87,7 +87,7 @@ def check_types(value: Any, hint: Any, path: str) -> None:
 
 def check_arguments(given: dict, cls: Any, path: str) -> None:
     """Each given argument fits the signature of `cls`, and none that is needed is missing."""
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else _init(cls))
     for key, value in given.items():
         if key in hints:
             check_types(value, hints[key], f"{path}.{key}")
@@ -107,7 +107,7 @@ def _check_class(value: dict, option: Any, path: str) -> None:
     returned = typing.get_args(option)[-1] if typing.get_args(option) else None  # Callable[..., X]: a class of X
     if isinstance(returned, type) and isinstance(cls, type) and not issubclass(cls, returned):
         raise ConfigError(f"{path}: {value['class_path']} is not a {returned.__name__}")
-    hints = typing.get_type_hints(cls.__init__) if isinstance(cls, type) else {}
+    hints = typing.get_type_hints(_init(cls)) if isinstance(cls, type) else {}
     for key, item in given.items():
         if key in hints:
             check_types(item, hints[key], f"{path}.{key}")
@@ -124,6 +124,10 @@ def _fits(value: Any, hint: Any) -> bool:
     except Exception:  # a hint that jsonargparse cannot check on its own is not this walk's to judge
         return True
     return True
+
+
+def _init(cls: Any) -> Any:
+    return inspect.getattr_static(cls, "__init__")
 
 
 def _options(hint: Any) -> tuple:

@@ -73,12 +73,14 @@ def read_command(verb: str, args: Sequence[str]) -> Command:
         else:
             raise ConfigError(f"unknown option {key}; {nearest(key, ['-c', '--config', '--scale', '--print_config'])}")
     if not command.files:
-        raise ConfigError(f"no file given: step3vl {verb} -c experiments/step3vl_10b/1_pretrain_phase1.yaml --scale tiny")
+        raise ConfigError(
+            f"no file given: step3vl {verb} -c experiments/step3vl_10b/1_pretrain_phase1.yaml --scale tiny"
+        )
     return command
 
 
 def run_folder(command: Command) -> Path:
-    """Where a run lives follows from its file: ablations/t/row.yaml -> runs/ablations/t/row (runs/tiny/... for tiny)."""
+    """Where a run lives follows from its file: ablations/t/row.yaml -> runs/[tiny/]ablations/t/row."""
     path = Path(command.files[-1]).resolve().with_suffix("")
     inside = path.is_relative_to(Path.cwd())
     scale = [command.scale] if command.scale and command.scale != "paper" else []
@@ -115,7 +117,9 @@ class Step3VLCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--suite", type=dict[str, Benchmark] | None, default=None, help="Held-out benchmarks by name.")
+        parser.add_argument(
+            "--suite", type=dict[str, Benchmark] | None, default=None, help="Held-out benchmarks by name."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parse(parser, self.command, self.composed)
@@ -141,9 +145,12 @@ class Step3VLCLI(LightningCLI):
         if self.subcommand != "fit":
             kwargs["logger"] = False
         elif config["logger"] in (None, True):
-            kwargs["logger"] = [CSVLogger(root, name="csv", flush_logs_every_n_steps=20), TensorBoardLogger(root, name="tb")]
+            kwargs["logger"] = [
+                CSVLogger(root, name="csv", flush_logs_every_n_steps=20),
+                TensorBoardLogger(root, name="tb"),
+            ]
         progress = config["enable_progress_bar"] is not False and sys.stdout.isatty()
-        callbacks = list(config["callbacks"] or []) + [RichProgressBar() if progress else ProgressLines()]
+        callbacks = [*(config["callbacks"] or []), RichProgressBar() if progress else ProgressLines()]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(root) / "checkpoints")  # one place a run, so that --ckpt_path=last finds it
@@ -155,7 +162,9 @@ class Step3VLCLI(LightningCLI):
         processor.bind(vlm.image_spec, vlm.projector.grid)
         vlm.bind(processor.image_token_id)
         if processor.vocab_size > vlm.decoder.vocab_size:
-            raise ConfigError(f"the tokenizer has {processor.vocab_size} tokens, the decoder only {vlm.decoder.vocab_size}")
+            raise ConfigError(
+                f"the tokenizer has {processor.vocab_size} tokens, the decoder only {vlm.decoder.vocab_size}"
+            )
         if self.datamodule is not None:
             self.datamodule.connect(processor)
         self.model.suite = self._get(self.config_init, "suite") or {}
@@ -163,7 +172,7 @@ class Step3VLCLI(LightningCLI):
     # ---------------------------------------------------------------------------------------------- verbs
 
     def test(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Score the suite on held-out cases, seeing and blind; writes metrics.json and cases.jsonl into the run folder."""
+        """Score the suite on held-out cases, seeing and blind; writes metrics.json and cases.jsonl."""
         start_s = time.process_time()
         self.trainer.test(model, dataloaders=self.suite_loaders(), ckpt_path=ckpt_path)
         folder = Path(self.trainer.default_root_dir)
@@ -241,7 +250,12 @@ def parse(parser: LightningArgumentParser, command: Command, composed: Composed)
         with contextlib.redirect_stderr(io.StringIO()):  # jsonargparse prints usage first; our sentence is enough
             return parser.parse_object({"subcommand": command.verb, command.verb: config})
     except (ArgumentError, SystemExit, ValueError, TypeError) as error:
-        hints = {"model": Stage, "data": LightningDataModule, "suite": dict[str, Benchmark] | None, "seed_everything": bool | int}
+        hints = {
+            "model": Stage,
+            "data": LightningDataModule,
+            "suite": dict[str, Benchmark] | None,
+            "seed_everything": bool | int,
+        }
         for key, hint in hints.items():
             if key in config:
                 check_types(config[key], hint, key)
@@ -256,7 +270,8 @@ def dump(parser: LightningArgumentParser, config: Any, composed: Composed) -> st
     """The resolved run as YAML that runs again by itself, with the comment beside each number that has one."""
     plain = yaml.safe_load(parser.dump(config, skip_none=False, format="yaml"))
     plain.pop("config", None)
-    lines, path = [], []
+    lines: list[str] = []
+    path: list[str] = []
     for line in yaml.safe_dump(plain, sort_keys=False, width=10_000, allow_unicode=True).splitlines():
         match = re.match(r"^( *)(- )?([\w./ -]+):(?: |$)", line)
         if match and not match[2]:
@@ -279,7 +294,9 @@ def print_scores(metrics: dict) -> None:
         table.add_column(title, justify="left" if title == "capability" else "right")
     for name, s in metrics["scores"].items():
         interval = f"{s['low']:.3f}..{s['high']:.3f}"
-        table.add_row(name, f"{s['score']:.3f}", interval, f"{s['blind']:.3f}", f"{s['majority']:.3f}", str(s["num_cases"]))
+        table.add_row(
+            name, f"{s['score']:.3f}", interval, f"{s['blind']:.3f}", f"{s['majority']:.3f}", str(s["num_cases"])
+        )
     Console().print(table)
 
 

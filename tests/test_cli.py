@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from step3vl.cli import main
 
 ROW = ["fit", "-c", "ablations/table4_vision_encoder/pe_lang.yaml", "--scale", "tiny"]
@@ -71,7 +72,7 @@ def test_help_names_every_verb(capsys):
 def test_info_says_what_is_missing(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    assert "torch" in text and "CPU only" in text or "devices" in text
+    assert ("torch" in text and "CPU only" in text) or "devices" in text
     assert "extra gpu" in text
 
 
@@ -85,12 +86,18 @@ def test_diff_prints_only_what_differs(workplace, capsys, monkeypatch):
 
 def test_validate_and_predict_run(workplace, capsys):
     short = ["--trainer.max_steps=1", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-    few = [f"--suite.{n}.num_cases=1" for n in ("reading", "words", "pointing", "counting", "attributes", "clicking", "sums")]
+    few = [
+        f"--suite.{n}.num_cases=1"
+        for n in ("reading", "words", "pointing", "counting", "attributes", "clicking", "sums")
+    ]
     assert main([*ROW, *short]) == 0
     assert main(["predict", *ROW[1:], *short, *few, "--ckpt_path=last"]) == 0
     lines = Path("runs/tiny/ablations/table4_vision_encoder/pe_lang/predictions.jsonl").read_text().splitlines()
     assert len(lines) == 7
-    held_out = ["--data.val_sources={digits: {shards: 'test/documents-digits-*.tar', weight: 1}}", "--data.val_samples=8"]
+    held_out = [
+        "--data.val_sources={digits: {shards: 'test/documents-digits-*.tar', weight: 1}}",
+        "--data.val_samples=8",
+    ]
     capsys.readouterr()
     assert main(["validate", *ROW[1:], *short, *held_out, "--trainer.limit_val_batches=1.0", "--ckpt_path=last"]) == 0
     assert "val_loss" in capsys.readouterr().out

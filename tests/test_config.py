@@ -1,6 +1,7 @@
 """The five composition rules, their errors, and the comments that travel with the numbers."""
 
 import pytest
+
 from step3vl.config import ConfigError, compose
 
 
@@ -17,7 +18,8 @@ def files(tmp_path, monkeypatch):
         other="class_path: a.B\ninit_args:\n  depth: 2  # report: two layers\n",
         base="vars: {n: 3}\nmodel:\n  class_path: m.M\n  init_args:\n    part: card.yaml\n    steps: ${vars.n}\n"
         "trainer: {max_steps: 5, devices: 1}\nlist: [1, 2]\n",
-        row="base: ./base.yaml\nrow: {label: R}\noverride:\n  model.part: other.yaml\n  trainer.max_steps: 7  # seven\n",
+        row="base: ./base.yaml\nrow: {label: R}\noverride:\n  model.part: other.yaml\n"
+        "  trainer.max_steps: 7  # seven\n",
     )
     return write
 

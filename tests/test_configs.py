@@ -1,15 +1,21 @@
-"""Every YAML that ships composes; every card has a tiny twin; every run types and prints at both scales and runs again."""
+"""Every YAML that ships composes; every card has a tiny twin; every run prints at both scales and runs again."""
 
 from pathlib import Path
 
 import pytest
+
 from step3vl.cli import main
 from step3vl.config import CONFIGS, compose
 
 ROOT = Path(__file__).parents[1]
-CARDS = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if "tiny" not in p.relative_to(CONFIGS).parts)
+CARDS = sorted(
+    str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml") if "tiny" not in p.relative_to(CONFIGS).parts
+)
 RUNS = sorted(
-    str(p.relative_to(ROOT)) for f in ("experiments", "ablations") for p in (ROOT / f).rglob("*.yaml") if p.name[0] != "_"
+    str(p.relative_to(ROOT))
+    for f in ("experiments", "ablations")
+    for p in (ROOT / f).rglob("*.yaml")
+    if p.name[0] != "_"
 )
 OTHER_CLASS = {"optimizer/ablation.yaml"}  # docs/decisions.md: tiny rows train with Muon + AdamW
 
@@ -18,7 +24,9 @@ def shape(node):
     """Class names and the names of sub-parts, without numbers."""
     if not isinstance(node, dict):
         return None
-    return {k: v if k == "class_path" else shape(v) for k, v in node.items() if k == "class_path" or isinstance(v, dict)}
+    return {
+        k: v if k == "class_path" else shape(v) for k, v in node.items() if k == "class_path" or isinstance(v, dict)
+    }
 
 
 def composed(card, scale, folder):
@@ -62,7 +70,7 @@ def test_run_prints_and_its_output_runs_again(run, scale, workplace, capsys):
     strip = [line.split("  # ")[0] for line in printed("again.yaml").splitlines()]
     assert strip == [line.split("  # ")[0] for line in first.splitlines()]
     if scale == "paper":
-        assert '# report' in first and "not given in the report" in first
+        assert "# report" in first and "not given in the report" in first
 
 
 @pytest.mark.parametrize("run", [r for r in RUNS if r.startswith("ablations")])
@@ -78,7 +86,11 @@ def test_a_row_differs_only_where_it_says(run):
 def flat(node, path=""):
     if not isinstance(node, dict):
         return {path: node}
-    return {k: v for key, item in node.items() for k, v in flat(item, path if key == "init_args" else f"{path}.{key}".strip(".")).items()}
+    return {
+        k: v
+        for key, item in node.items()
+        for k, v in flat(item, path if key == "init_args" else f"{path}.{key}".strip(".")).items()
+    }
 
 
 def declared_keys(path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from step3vl.cli import main
 
 from .test_configs import RUNS
@@ -24,4 +25,6 @@ def test_two_steps_then_scores(run, workplace, capsys):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["provenance"]["scale"] == "tiny" and metrics["scores"]["reading"]["num_cases"] == 2
     assert 0 <= metrics["scores"]["reading"]["score"] <= 1
-    assert len((folder / "cases.jsonl").read_text().splitlines()) == sum(s["num_cases"] for s in metrics["scores"].values())
+    assert len((folder / "cases.jsonl").read_text().splitlines()) == sum(
+        s["num_cases"] for s in metrics["scores"].values()
+    )

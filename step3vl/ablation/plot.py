@@ -34,7 +34,7 @@ def plot_table(out: Path, title: str, rows: list[Row], cells: dict[str, dict[str
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), width_ratios=(1, 1.5), layout="constrained")
     figure.suptitle(title, fontsize=10)
-    colours = plt.get_cmap("tab10").colors
+    colours = [f"C{i}" for i in range(10)]
     for i, row in enumerate(rows):
         folders = sorted(row.run_folder(0).parent.glob("seed_*[0-9]"))
         curves = [curve for curve in (read_curve(folder) for folder in folders) if len(curve[0]) > 1]
@@ -58,10 +58,14 @@ def plot_table(out: Path, title: str, rows: list[Row], cells: dict[str, dict[str
         spans = np.abs(np.asarray([[own[n].low for n in names], [own[n].high for n in names]]) - means)
         right.bar(x, means, width * 0.92, yerr=spans, color=colours[i], capsize=3, label=row.label)
         blind = [own[n].blind for n in names]
-        right.hlines(blind, x - width * 0.46, x + width * 0.46, colors="black", linewidth=2, label="blind" if i == 0 else None)
+        right.hlines(
+            blind, x - width * 0.46, x + width * 0.46, colors="black", linewidth=2, label="blind" if i == 0 else None
+        )
     first = next(c for c in cells.values() if c)
     majority = [first[n].majority for n in names]
-    right.scatter(np.arange(len(names)), majority, marker="_", s=900, color="grey", linewidth=1.5, label="majority", zorder=3)
+    right.scatter(
+        np.arange(len(names)), majority, marker="_", s=900, color="grey", linewidth=1.5, label="majority", zorder=3
+    )
     labels = [f"{n}\n(n={first[n].num_cases})" for n in names]
     right.set_xticks(np.arange(len(names)), labels, fontsize=9)
     right.set(ylim=(0, 1), ylabel="score on held-out cases", title="Bars: mean over seeds, whiskers: range")

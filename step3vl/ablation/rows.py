@@ -75,7 +75,9 @@ def print_tables(root: Path, scale: str) -> None:
             folder = row.run_folder(0).parent
             seeds = [int(p.name[5:]) for p in sorted(folder.glob("seed_*")) if p.name[5:].isdigit()]
             done = [str(seed) for seed in seeds if row.metrics(seed)]
-            table.add_row(str(base.parent), row.info.get("table", ""), row.file.stem, row.label, ", ".join(done) or "none")
+            table.add_row(
+                str(base.parent), row.info.get("table", ""), row.file.stem, row.label, ", ".join(done) or "none"
+            )
         table.add_section()
     Console().print(table)
 

@@ -65,10 +65,16 @@ class Job:
 
     def finish(self) -> None:
         """Mark the run as done; only marked runs enter the table."""
-        (self.folder / "row.json").write_text(json.dumps({"fingerprint": self.row.fingerprint, "seed": self.seed}) + "\n")
+        (self.folder / "row.json").write_text(
+            json.dumps({"fingerprint": self.row.fingerprint, "seed": self.seed}) + "\n"
+        )
 
     def last_line(self, start: str = "") -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip() and line.startswith(start)]
+        lines = [
+            line
+            for line in self.log.read_text(errors="replace").splitlines()
+            if line.strip() and line.startswith(start)
+        ]
         return lines[-1].strip() if lines else ""
 
 

@@ -69,13 +69,22 @@ def print_table(folder: Path, scale: str) -> None:
     ours, paper = _our_rows(rows, cells), _paper_rows(rows)
     console = Console()
     _print_block(console, "  ".join(titles), ours)
-    _print_block(console, "The paper's numbers for the same rows (its scale, its data; not comparable with ours)", paper)
+    _print_block(
+        console, "The paper's numbers for the same rows (its scale, its data; not comparable with ours)", paper
+    )
     notes = [str(note) for note in rows[0].info.get("notes", [])]
     for note in notes:
         console.print(f"- {note}", highlight=False)
     _write_csv(out / "table.csv", rows, cells, scale)
     markdown = [f"## {titles[0]}", "", f"**{titles[1]}**", "", *_markdown(ours), "", "### The paper, same rows", ""]
-    markdown += [*_markdown(paper), "", *[f"- {note}" for note in notes], "", f"![curves and scores]({out.name}.png)", ""]
+    markdown += [
+        *_markdown(paper),
+        "",
+        *[f"- {note}" for note in notes],
+        "",
+        f"![curves and scores]({out.name}.png)",
+        "",
+    ]
     (out / "table.md").write_text("\n".join(markdown).replace(f"{out.name}.png", "table.png"))
     plot_table(out / "table.png", " ".join(titles), rows, cells)
     console.print(f"wrote {out}/table.csv, table.md, table.png", highlight=False)
@@ -84,7 +93,7 @@ def print_table(folder: Path, scale: str) -> None:
 def _scale_title(rows: list[Row], scale: str) -> str:
     if scale == "paper":
         return "(paper scale)"
-    facts = next((m["provenance"] for row in rows for s in range(100) if (m := row.metrics(s))), {})
+    facts: dict = next((m["provenance"] for row in rows for s in range(100) if (m := row.metrics(s))), {})
     size = f"{facts.get('num_parameters', 0) / 1e6:.1f}M parameters" if facts else ""
     rule = facts.get("optimizer", "").rsplit(".", 1)[-1]
     return f"({scale.upper()} SCALE: {size}, {rule}, generated data; shows the wiring, not the paper's result)"
@@ -99,7 +108,9 @@ def _our_rows(rows: list[Row], cells: dict[str, dict[str, Cell]]) -> list[list[s
             out.append([row.label, "not run", *["-"] * len(names)])
             continue
         num_seeds = next(iter(own.values())).num_seeds
-        out.append([row.label, f"mean of {num_seeds} seed{'s' if num_seeds > 1 else ''}", *[own[n].text for n in names]])
+        out.append(
+            [row.label, f"mean of {num_seeds} seed{'s' if num_seeds > 1 else ''}", *[own[n].text for n in names]]
+        )
         out.append(["", "blind", *[f"{own[n].blind:.3f}" for n in names]])
     first = next(c for c in cells.values() if c)
     out.append(["majority", "", *[f"{first[n].majority:.3f}" for n in names]])
@@ -109,7 +120,9 @@ def _our_rows(rows: list[Row], cells: dict[str, dict[str, Cell]]) -> list[list[s
 
 def _paper_rows(rows: list[Row]) -> list[list[str]]:
     names = list(dict.fromkeys(name for row in rows for name in row.paper))
-    values = [[row.label, *["not given" if row.paper.get(n) is None else str(row.paper[n]) for n in names]] for row in rows]
+    values = [
+        [row.label, *["not given" if row.paper.get(n) is None else str(row.paper[n]) for n in names]] for row in rows
+    ]
     return [["row", *names], *values]
 
 

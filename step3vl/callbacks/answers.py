@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 from rich.table import Table
 
 from step3vl.evaluation import measure
+
+if TYPE_CHECKING:
+    from step3vl.stages import Stage
 
 
 class Answers(Callback):
@@ -23,7 +26,7 @@ class Answers(Callback):
         self.every_n_steps, self.num_cases = every_n_steps, num_cases
         self.last_step = 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Stage, outputs: Any, batch: Any, i: int) -> None:  # type: ignore[override]
         step = trainer.global_step
         due = step != self.last_step and step % self.every_n_steps == 0
         self.last_step = step

@@ -22,7 +22,9 @@ class ProgressLines(Callback):
         self.start_s = self.last_s = time.monotonic()
         self.first_step = trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, i: int
+    ) -> None:
         now, step, last = time.monotonic(), trainer.global_step, trainer.max_steps
         if now - self.last_s < self.every_s and step != last:
             return

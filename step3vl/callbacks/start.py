@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 
 class StartTables(Callback):
@@ -17,18 +18,21 @@ class StartTables(Callback):
         console = Console()
         places = f"{trainer.world_size} x {pl_module.device}, {torch.get_num_threads()} threads, {trainer.precision}"
         console.print(f"run folder {trainer.default_root_dir}; {places}", highlight=False)
-        console.print(parts_table(pl_module))
-        console.print(groups_table(pl_module, trainer))
+        console.print(parts_table(pl_module.get_submodule("vlm")))
+        console.print(groups_table(trainer))
 
 
-def parts_table(pl_module: LightningModule) -> Table:
+def parts_table(vlm: nn.Module) -> Table:
     """Parameters of each part of the model, and how many of them are trained."""
     table = Table(title="Model")
-    for title, justify in (("part", "left"), ("class", "left"), ("parameters", "right"), ("trainable", "right")):
-        table.add_column(title, justify=justify)
+    for title in ("part", "class", "parameters", "trainable"):
+        table.add_column(title, justify="left" if title in ("part", "class") else "right")
     total = [0, 0]
-    for name, part in pl_module.vlm.named_children():
-        counts = [sum(p.numel() for p in part.parameters()), sum(p.numel() for p in part.parameters() if p.requires_grad)]
+    for name, part in vlm.named_children():
+        counts = [
+            sum(p.numel() for p in part.parameters()),
+            sum(p.numel() for p in part.parameters() if p.requires_grad),
+        ]
         total = [a + b for a, b in zip(total, counts)]
         table.add_row(name, type(part).__name__, f"{counts[0]:,}", f"{counts[1]:,}")
     table.add_section()
@@ -36,7 +40,7 @@ def parts_table(pl_module: LightningModule) -> Table:
     return table
 
 
-def groups_table(pl_module: LightningModule, trainer: Trainer) -> Table:
+def groups_table(trainer: Trainer) -> Table:
     """Optimizer groups: the resolved learning rate at its peak and the weight decay each one really has."""
     optimizer = trainer.optimizers[0]
     table = Table(title=f"Optimizer groups ({type(optimizer).__name__})")

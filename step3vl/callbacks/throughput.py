@@ -34,7 +34,9 @@ class Throughput(Callback):
         self.start_s = time.perf_counter()
         self.num_slots = self.num_tokens = self.num_labels = self.num_views = 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, i: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, i: int
+    ) -> None:
         num_tokens, num_views = batch.input_ids.numel() - batch.num_padding, len(batch.images) if batch.images else 0
         self.num_slots += batch.input_ids.numel()
         self.num_tokens += num_tokens

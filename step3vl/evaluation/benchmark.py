@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+
 from step3vl.data.shards import ShardReader, find_shards
 from step3vl.types import Prompt, Region, Sample
 
@@ -25,7 +26,9 @@ class Case:
         if sample.answer is None or sample.answer_type is None:
             raise ValueError(f"{sample.id}: has no checkable answer, so it cannot be a case")
         prompt = Prompt(messages=sample.conversation, images=sample.images)
-        return cls(id=sample.id, prompt=prompt, answer=sample.answer, answer_type=sample.answer_type, regions=sample.regions)
+        return cls(
+            id=sample.id, prompt=prompt, answer=sample.answer, answer_type=sample.answer_type, regions=sample.regions
+        )
 
 
 class Benchmark(ABC):

@@ -13,11 +13,13 @@ def final_text(text: str) -> str:
 
 
 def option_letter(text: str) -> str | None:
-    """'B', '(B)', 'B.', 'Answer: B' -> 'B'; the last stand-alone letter A-J wins, and a lone 'A' or 'I' in prose does not."""
+    """'B', '(B)', 'B.', 'Answer: B' -> 'B'; the last stand-alone letter wins; 'A' and 'I' in prose do not."""
     text = final_text(text)
     if match := re.fullmatch(r"\W*([A-Ja-j])\W*", text):
         return match[1].upper()
-    marked = re.findall(r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?\**([A-J])\b|\(([A-J])\)|\b([A-HJ])[.)](?=\s|$)", text)
+    marked = re.findall(
+        r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?\**([A-J])\b|\(([A-J])\)|\b([A-HJ])[.)](?=\s|$)", text
+    )
     letters = [a or b or c for a, b, c in marked] or re.findall(r"(?<![A-Za-z'])([B-HJ])(?![A-Za-z'])", text)
     return letters[-1] if letters else None
 

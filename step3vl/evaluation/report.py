@@ -20,7 +20,7 @@ from .statistics import majority_score, summarise
 
 
 def write_report(folder: Path, suite: dict[str, Benchmark], records: Sequence[Record], facts: dict[str, Any]) -> dict:
-    """Write `metrics.json` (one Score a benchmark, and provenance) and `cases.jsonl` into `folder`; return the former."""
+    """Write `metrics.json` (scores and provenance) and `cases.jsonl` into `folder`; return the former."""
     scores = {}
     for name, benchmark in suite.items():
         own = [r for r in records if r.benchmark == name]

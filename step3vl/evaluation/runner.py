@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from step3vl.types import Generator, Prompt, Sampling
+from step3vl.types import Completion, Generator, Prompt, Sampling
 
 from .benchmark import Benchmark, Case
 from .extract import coordinates, final_text, last_number, option_letter
@@ -50,7 +50,7 @@ def measure(
 ) -> list[Record]:
     """Answer each case seeing and, unless switched off, blind. One record a case, in order."""
     seen = [group[0] for group in generator.generate([case.prompt for case in cases], sampling)]
-    unseen = [None] * len(cases)
+    unseen: list[Completion | None] = [None] * len(cases)
     if blind:
         masked = [mask_images(case.prompt) for case in cases]
         unseen = [group[0] for group in generator.generate(masked, sampling)]

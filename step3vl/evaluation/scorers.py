@@ -1,4 +1,4 @@
-"""Seven ways to score an answer, 0 to 1, chosen by the sample's `answer_type`. An answer that cannot be read scores 0."""
+"""Seven ways to score an answer, 0 to 1, by the sample's `answer_type`. What cannot be read scores 0."""
 
 from __future__ import annotations
 
@@ -72,7 +72,15 @@ def box(text: str, case: Case) -> float:
     return overlap / (sum(areas) - overlap)
 
 
-SCORERS = {"exact": exact, "contains": contains, "letter": letter, "number": number, "math": math, "point": point, "box": box}
+SCORERS = {
+    "exact": exact,
+    "contains": contains,
+    "letter": letter,
+    "number": number,
+    "math": math,
+    "point": point,
+    "box": box,
+}
 
 
 def score_answer(text: str, case: Case) -> float:
@@ -115,7 +123,9 @@ def _parse(text: str):  # -> sympy expression or None
         return None
     if re.search(r"\d{7}|(\*\*|\^)[^)]*(\*\*|\^)|(\*\*|\^)\(?-?\d{3}", text):
         return None  # towers and huge powers: minutes to evaluate, never a gold answer
-    names = {n: getattr(sympy, n) for n in ("sqrt", "pi", "exp", "sin", "cos", "tan", "log", "Integer", "Float", "Symbol")}
+    names = {
+        n: getattr(sympy, n) for n in ("sqrt", "pi", "exp", "sin", "cos", "tan", "log", "Integer", "Float", "Symbol")
+    }
     try:
         return parse_expr(
             text.replace("^", "**"),

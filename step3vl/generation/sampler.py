@@ -23,10 +23,12 @@ from step3vl.types import IGNORE_INDEX, Batch, Completion, Example, Grids, Promp
 class PromptEncoder(Protocol):
     """What the sampler needs of a processor."""
 
-    stop_ids: Collection[int]
-    """Ids that end an answer."""
     pad_id: int
     """Fills the left of shorter prompts."""
+
+    @property
+    def stop_ids(self) -> Collection[int]:
+        """Ids that end an answer."""
 
     def encode_prompt(self, prompt: Prompt, id: str = "") -> Example: ...
 

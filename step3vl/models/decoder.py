@@ -141,12 +141,14 @@ class Qwen3Decoder(LanguageDecoder):
             self._tie()
             return
         self.model.apply(self.model._init_weights)
-        nn.init.normal_(self.lm_head.weight, std=self.init_std)
+        if not self.tie_embeddings:
+            nn.init.normal_(self.lm_head.weight, std=self.init_std)
         if self.zero_init_outputs:
             for name, weight in self.model.named_parameters():
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
                     nn.init.zeros_(weight)
-            nn.init.zeros_(self.lm_head.weight)
+            if not self.tie_embeddings:  # a tied output layer is the embedding, which must not vanish
+                nn.init.zeros_(self.lm_head.weight)
         self._tie()
 
     def _tie(self) -> None:

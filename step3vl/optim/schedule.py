@@ -67,6 +67,8 @@ class WarmupStableDecay(LambdaLR):
 
 def _check(total_steps: int, warmup_steps: int, min_lr_ratio: float) -> None:
     if total_steps < 1 or warmup_steps < 0:  # a run cut short may end inside its warm-up
-        raise ValueError(f"a schedule needs total_steps >= 1 and warmup_steps >= 0, got {total_steps} and {warmup_steps}")
+        raise ValueError(
+            f"a schedule needs total_steps >= 1 and warmup_steps >= 0, got {total_steps} and {warmup_steps}"
+        )
     if not 0 <= min_lr_ratio <= 1:
         raise ValueError(f"min_lr_ratio must lie in 0..1, got {min_lr_ratio}")

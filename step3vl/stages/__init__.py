@@ -1,4 +1,4 @@
-"""One LightningModule a training stage. A stage owns the loss, the optimizer and exact normalisation; parts are given."""
+"""One LightningModule a stage. It owns the loss, the optimizer and exact normalisation; parts are given."""
 
 from .base import Stage
 from .pretrain import PretrainStage

@@ -82,7 +82,9 @@ class Stage(LightningModule):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(weight)  # gradients are averaged over ranks: undone by world_size below
         if weight == 0:
-            raise ValueError(f"step {self.global_step}: no token of the batch carries a label; check the data and seq_len")
+            raise ValueError(
+                f"step {self.global_step}: no token of the batch carries a label; check the data and seq_len"
+            )
         # Lightning divides each micro-batch loss by the accumulation count: undone here
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / weight
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
@@ -110,7 +112,10 @@ class Stage(LightningModule):
         optimizer = self.optimizer_factory(build_groups(self.vlm, self.param_groups))
         if self.schedule_factory is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule_factory(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.schedule_factory(optimizer), "interval": "step"},
+        }
 
     # -------------------------------------------------------------------------------------------- measuring
 

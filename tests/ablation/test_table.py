@@ -5,12 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
+
 from step3vl.ablation import read_rows
 from step3vl.cli import main
 
 FOLDER = "ablations/table4_vision_encoder"
 SHORT = ["--trainer.max_steps=2", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-SHORT += [f"--suite.{n}.num_cases=2" for n in ("reading", "words", "pointing", "counting", "attributes", "clicking", "sums")]
+SHORT += [
+    f"--suite.{n}.num_cases=2" for n in ("reading", "words", "pointing", "counting", "attributes", "clicking", "sums")
+]
 
 
 def fake_run(row, seed, scores):
@@ -67,7 +70,9 @@ def test_run_finishes_keeps_and_reruns(workplace, capsys):
 
 def test_a_failing_row_is_reported_and_the_rest_goes_on(workplace, capsys):
     broken = Path(FOLDER) / "broken.yaml"
-    broken.write_text("base: ./_base.yaml\nrow: {label: broken}\noverride: {data.sources.digits.shards: train/none-*.tar}\n")
+    broken.write_text(
+        "base: ./_base.yaml\nrow: {label: broken}\noverride: {data.sources.digits.shards: train/none-*.tar}\n"
+    )
     assert main(["ablate", "run", FOLDER, "--scale", "tiny", "-j", "3", *SHORT]) == 1
     text = capsys.readouterr().out
     assert "broken seed 0 failed in fit" in text and "none-*.tar" in text

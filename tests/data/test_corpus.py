@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from tests.data.drawn import draw, questions
 from rich.console import Console
 
 from step3vl.data.corpus.draw import CELL
@@ -18,6 +17,7 @@ from step3vl.data.corpus.make import DOMAINS, Manifest, draw_samples, make_corpu
 from step3vl.data.schema import from_json, to_json
 from step3vl.data.shards import ShardReader, find_shards
 from step3vl.types import IMAGE_MARK
+from tests.data.drawn import draw, questions
 
 ALL = [(d, s, level) for d, subsets in DOMAINS.items() for s, subset in subsets.items() for level in subset.levels]
 QUIET = Console(file=io.StringIO())

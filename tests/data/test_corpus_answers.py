@@ -12,7 +12,6 @@ import networkx as nx
 import numpy as np
 import pytest
 import sympy
-from tests.data.drawn import NAME, centre, draw, name_at, questions
 
 from step3vl.data.corpus import assets, code
 from step3vl.data.corpus.draw import COLOURS, RGB
@@ -20,6 +19,7 @@ from step3vl.data.corpus.make import DOMAINS
 from step3vl.data.corpus.scene import is_held_out
 from step3vl.data.corpus.vqa import RELATIONS
 from step3vl.types import IMAGE_MARK, Sample
+from tests.data.drawn import NAME, centre, draw, name_at, questions
 
 
 def shape_counts(sample: Sample) -> Counter:

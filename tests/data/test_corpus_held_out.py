@@ -7,7 +7,6 @@ import re
 from functools import partial
 
 import numpy as np
-from tests.data.drawn import NAME, draw, name_at, questions
 
 from step3vl.data.corpus import assets, code, documents, gui, knowledge
 from step3vl.data.corpus.draft import (
@@ -20,6 +19,7 @@ from step3vl.data.corpus.draft import (
 from step3vl.data.corpus.make import DOMAINS
 from step3vl.data.corpus.scene import all_pairs, is_held_out, pairs
 from step3vl.types import Region
+from tests.data.drawn import NAME, draw, name_at, questions
 
 
 def _watch_font(original, seen, image, character, name, *rest):

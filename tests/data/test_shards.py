@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
-from tests.data.tars import make, png, raw, row
 
 from step3vl.data.shards import SampleError, ShardReader, find_shards, index_shard, write_shards
+from tests.data.tars import make, png, raw, row
 
 
 @pytest.fixture

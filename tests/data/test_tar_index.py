@@ -8,9 +8,9 @@ import os
 import tarfile
 
 import pytest
-from tests.data.tars import make, png, raw, row
 
 from step3vl.data.shards import ShardError, ShardReader, index_shard, write_shards
+from tests.data.tars import make, png, raw, row
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import math
 
 import pytest
 from PIL import Image
+
 from step3vl.evaluation import Benchmark, Case, HeldOut, bootstrap, majority_score, measure, summarise
 from step3vl.evaluation.report import write_report
 from step3vl.types import Completion, Message, Prompt, Sampling
@@ -24,8 +25,13 @@ class Looker:
 class Colours(Benchmark):
     def cases(self, limit=None):
         golds = ["red", "red", "red", "blue"]
-        prompts = [Prompt(messages=[Message(role="user", content="<image>?")], images=[Image.new("RGB", (4, 4), COLOURS[g])]) for g in golds]
-        return [Case(id=str(i), prompt=p, answer=g, answer_type="exact") for i, (p, g) in enumerate(zip(prompts, golds))][:limit]
+        prompts = [
+            Prompt(messages=[Message(role="user", content="<image>?")], images=[Image.new("RGB", (4, 4), COLOURS[g])])
+            for g in golds
+        ]
+        return [
+            Case(id=str(i), prompt=p, answer=g, answer_type="exact") for i, (p, g) in enumerate(zip(prompts, golds))
+        ][:limit]
 
 
 def test_seeing_beats_blind_and_majority():

@@ -2,10 +2,11 @@
 
 import pytest
 from PIL import Image
+
+from step3vl.data.schema import ANSWER_TYPES
 from step3vl.evaluation import Case
 from step3vl.evaluation.extract import coordinates, final_text, last_number, option_letter
 from step3vl.evaluation.scorers import SCORERS, score_answer
-from step3vl.data.schema import ANSWER_TYPES
 from step3vl.types import Message, Prompt, Region
 
 BOX = (16, 32, 32, 64)  # in a 64 x 128 image: x 250..500, y 250..500 in thousandths

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from step3vl.losses import CrossEntropy
 from step3vl.types import IGNORE_INDEX, Batch
-from torch import nn
 
 
 @pytest.fixture

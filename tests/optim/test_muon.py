@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
+
 from step3vl.optim import MuonAdamW, ParamGroup, build_groups, freeze_parameters
 from step3vl.optim.muon import orthogonalise
-from torch import nn
 
 
 class Model(nn.Module):
@@ -94,7 +95,9 @@ def test_names_are_required():
 
 
 def test_groups_take_their_own_rate_and_vectors_do_not_decay():
-    groups = build_groups(Model(), [ParamGroup(pattern="^wide", lr=1e-5), ParamGroup(pattern="embed", weight_decay=0.5)])
+    groups = build_groups(
+        Model(), [ParamGroup(pattern="^wide", lr=1e-5), ParamGroup(pattern="embed", weight_decay=0.5)]
+    )
     by_name = {name: g for g in groups for name, _ in g["params"]}
     assert by_name["wide.weight"]["lr"] == 1e-5 and by_name["wide.bias"]["lr"] == 1e-5
     assert by_name["embed_tokens.weight"]["weight_decay"] == 0.5 and "weight_decay" not in by_name["wide.weight"]

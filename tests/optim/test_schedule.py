@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from step3vl.optim import WarmupCosine, WarmupStableDecay
 
 
@@ -27,7 +28,9 @@ def test_warmup_stable_decay():
     assert values[10] == values[59] == 2.0 and values[80] == pytest.approx(1.0) and values[100] == 0.0
 
 
-@pytest.mark.parametrize("bad", [dict(total_steps=0), dict(total_steps=5, warmup_steps=-1), dict(total_steps=5, min_lr_ratio=2)])
+@pytest.mark.parametrize(
+    "bad", [dict(total_steps=0), dict(total_steps=5, warmup_steps=-1), dict(total_steps=5, min_lr_ratio=2)]
+)
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(ValueError):
         rates(lambda o: WarmupCosine(o, **bad))

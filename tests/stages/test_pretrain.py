@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
+
 from step3vl.config import compose
 from step3vl.data import Processor, Source, TrainData
 from step3vl.models import ConvProjector, Qwen3Decoder, VisionLanguageModel

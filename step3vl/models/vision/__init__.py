@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from step3vl.models.vision.base import VisionEncoder, VisionFeatures
     from step3vl.models.vision.dinov3 import DINOv3
     from step3vl.models.vision.pe_lang import PELang
+    from step3vl.models.vision.siglip2 import SigLIP2, SigLIP2NaFlex
 
-__all__ = ["DINOv3", "PELang", "VisionEncoder", "VisionFeatures"]
+__all__ = ["DINOv3", "PELang", "SigLIP2", "SigLIP2NaFlex", "VisionEncoder", "VisionFeatures"]
 
 _HOME = {
     "DINOv3": "step3vl.models.vision.dinov3",
     "PELang": "step3vl.models.vision.pe_lang",
+    "SigLIP2": "step3vl.models.vision.siglip2",
+    "SigLIP2NaFlex": "step3vl.models.vision.siglip2",
     "VisionEncoder": "step3vl.models.vision.base",
     "VisionFeatures": "step3vl.models.vision.base",
 }

@@ -13,12 +13,19 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from step3vl.types import Grids, ImageSpec
+from step3vl.types import Grids, ImageSpec, MultiCrop
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of Meta's PE-lang and of SigLIP 2: pixels between -1 and 1."""
+
+
+def step_layout(patch_size: int) -> MultiCrop:
+    """STEP3-VL's cuts, seen at 52 and 36 patches a side: as many visual tokens as PE-lang with any patch size."""
+    return MultiCrop(global_view=52 * patch_size, crop_view=36 * patch_size)
 
 
 class VisionFeatures(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from step3vl.models.attention import NAME, register
-from step3vl.models.vision.base import IMAGENET_MEAN, IMAGENET_STD, VisionEncoder
+from step3vl.models.vision.base import IMAGENET_MEAN, IMAGENET_STD, VisionEncoder, step_layout
 from step3vl.types import ImageSpec, MultiCrop, Triple
 
 
@@ -29,11 +29,13 @@ class DINOv3(VisionEncoder):
         num_heads: attention heads.
         intermediate_size: width inside the MLP.
         use_gated_mlp: SwiGLU instead of GELU, as in the S+, H+ and 7B models.
+        use_query_bias: whether the query projection has a bias: not in the 7B model. The key's never has one.
+        use_value_bias: whether the value projection has a bias: not in the 7B model.
         patch_size: side of a patch in pixels.
         num_registers: register tokens.
         mean: channel means that pixels are normalised with.
         std: channel deviations that pixels are normalised with.
-        layout: how an image becomes views; None: STEP3-VL's numbers.
+        layout: how an image becomes views; None: STEP3-VL's cuts, 52 and 36 patches a side.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class DINOv3(VisionEncoder):
         num_heads: int,
         intermediate_size: int,
         use_gated_mlp: bool = False,
+        use_query_bias: bool = True,
+        use_value_bias: bool = True,
         patch_size: int = 16,
         num_registers: int = 4,
         mean: Triple = IMAGENET_MEAN,
@@ -58,7 +62,7 @@ class DINOv3(VisionEncoder):
             )
         self.hidden_size = hidden_size
         self.num_prefix = 1 + num_registers
-        self.image_spec = ImageSpec(patch_size, mean, std, layout or MultiCrop())
+        self.image_spec = ImageSpec(patch_size, mean, std, layout or step_layout(patch_size))
         self.model = DINOv3ViTModel(
             DINOv3ViTConfig(
                 hidden_size=hidden_size,
@@ -67,6 +71,8 @@ class DINOv3(VisionEncoder):
                 intermediate_size=intermediate_size,
                 use_gated_mlp=use_gated_mlp,
                 hidden_act="silu" if use_gated_mlp else "gelu",
+                query_bias=use_query_bias,
+                value_bias=use_value_bias,
                 patch_size=patch_size,
                 num_register_tokens=num_registers,
                 pos_embed_shift=None,

@@ -1,9 +1,10 @@
 """PE-lang: Meta's language-aligned Perception Encoder, the vision tower of STEP3-VL (report: architecture).
 
-A ViT with learned absolute positions, 2-D rotary positions, LayerScale and a first, but no last, LayerNorm; no class
-token. Parameter names are those of the released weights.
+A ViT with learned absolute positions, 2-D rotary positions, LayerScale and a first, but no last, LayerNorm; a class
+token in the L/14 model alone. Parameter names are those of the released weights.
 
-Shapes: n images of one size, C channels, H/W pixels, h/w grid cells, L = h*w patches, D width, d width of a head.
+Shapes: n images of one size, C channels, H/W pixels, h/w grid cells, L = h*w patches (and the class token, where there
+is one, before them), D width, d width of a head.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from step3vl.models.attention import attend
-from step3vl.models.vision.base import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, VisionEncoder
+from step3vl.models.vision.base import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, VisionEncoder, step_layout
 from step3vl.types import ImageSpec, MultiCrop, Triple
 
 ROPE_THETA = 10000.0
 
 
-def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+def rotary_angles(height: int, width: int, head_dim: int, device: torch.device, first: int = 0) -> Tensor:
     """Angles of a grid of patches in reading order: integer x (column) in the first half, y (row) in the second.
+
+    Columns and rows are numbered from `first`.
 
     Returns:
         [height * width, head_dim / 2] float32, one angle for each pair of channels.
@@ -32,8 +35,8 @@ def rotary_angles(height: int, width: int, head_dim: int, device: torch.device) 
     steps = torch.arange(0, axis, 2, device=device, dtype=torch.float32) / axis
     frequencies = ROPE_THETA**-steps  # [d/4]
     y, x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=torch.float32),
-        torch.arange(width, device=device, dtype=torch.float32),
+        torch.arange(first, first + height, device=device, dtype=torch.float32),
+        torch.arange(first, first + width, device=device, dtype=torch.float32),
         indexing="ij",
     )
     return torch.cat([x.reshape(-1, 1) * frequencies, y.reshape(-1, 1) * frequencies], dim=-1)
@@ -138,9 +141,11 @@ class PELang(VisionEncoder):
         grid_size: side of the learned position table in patches; another grid is interpolated from it.
         hidden_act: "quick_gelu" for STEP's weights, "gelu" (exact) for Meta's.
         layer_scale: initial LayerScale factor.
+        use_class_token: Meta's L/14: a class token attends with the patches and is left out of the features. It takes
+            row 0 of the position table and rotary position (0, 0); patches are then numbered from 1.
         mean: channel means that pixels are normalised with.
         std: channel deviations that pixels are normalised with.
-        layout: how an image becomes views; None: STEP3-VL's numbers.
+        layout: how an image becomes views; None: STEP3-VL's cuts, 52 and 36 patches a side.
     """
 
     def __init__(
@@ -153,6 +158,7 @@ class PELang(VisionEncoder):
         grid_size: int = 52,
         hidden_act: Literal["gelu", "quick_gelu"] = "quick_gelu",
         layer_scale: float = 0.1,
+        use_class_token: bool = False,
         mean: Triple = OPENAI_CLIP_MEAN,
         std: Triple = OPENAI_CLIP_STD,
         layout: MultiCrop | None = None,
@@ -167,15 +173,17 @@ class PELang(VisionEncoder):
         self.hidden_size = hidden_size
         self.head_dim = hidden_size // num_heads
         self.grid_size = grid_size
-        self.image_spec = ImageSpec(patch_size, mean, std, layout or MultiCrop())
+        self.num_prefix = int(use_class_token)
+        self.image_spec = ImageSpec(patch_size, mean, std, layout or step_layout(patch_size))
         self.conv1 = nn.Conv2d(3, hidden_size, kernel_size=patch_size, stride=patch_size, bias=False)
-        self.positional_embedding = nn.Parameter(torch.empty(grid_size * grid_size, hidden_size))
+        self.positional_embedding = nn.Parameter(torch.empty(self.num_prefix + grid_size * grid_size, hidden_size))
+        self.class_embedding = nn.Parameter(torch.empty(hidden_size)) if use_class_token else None
         self.ln_pre = nn.LayerNorm(hidden_size, eps=1e-5)
         self.transformer = Transformer(
             [Block(hidden_size, num_heads, mlp_size, hidden_act, layer_scale) for _ in range(num_layers)]
         )
         self._turns: dict[tuple[int, int, torch.device], Tensor] = {}
-        nn.init.normal_(self.positional_embedding, std=hidden_size**-0.5)
+        self._draw_tokens()
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.transformer.resblocks)
@@ -185,35 +193,47 @@ class PELang(VisionEncoder):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
-        nn.init.normal_(self.positional_embedding, std=self.hidden_size**-0.5)
+        self._draw_tokens()
         self._turns.clear()
+
+    def _draw_tokens(self) -> None:
+        for weight in (self.positional_embedding, self.class_embedding):
+            if weight is not None:
+                nn.init.normal_(weight, std=self.hidden_size**-0.5)
 
     def encode(self, pixels: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         patches = self.conv1(pixels)  # [n,D,h,w]
         height, width = patches.shape[-2:]
         x = patches.flatten(2).transpose(1, 2)  # [n,L,D]
+        if self.class_embedding is not None:
+            x = torch.cat([self.class_embedding.expand(len(x), 1, -1).to(x.dtype), x], dim=1)  # [n,1+L,D]
         x = self.ln_pre(x + self.positions(height, width))
         turns = self.turns(height, width, x.device)
         kept: dict[int, Tensor] = {}
+
+        def grid(x: Tensor) -> Tensor:
+            return x[:, self.num_prefix :].unflatten(1, (height, width))  # [n,h,w,D]
+
         for number, block in enumerate(self.transformer.resblocks):
             x = block(x, turns)
             if number in taps:
-                kept[number] = x.unflatten(1, (height, width))
-        return x.unflatten(1, (height, width)), [kept[tap] for tap in taps]
+                kept[number] = grid(x)
+        return grid(x), [kept[tap] for tap in taps]
 
     def positions(self, height: int, width: int) -> Tensor:
-        """The learned positions of a grid [h*w,D], bilinearly interpolated when it is not the native one."""
+        """The learned positions of a grid [L,D], bilinearly interpolated when it is not the native one."""
         if (height, width) == (self.grid_size, self.grid_size):
             return self.positional_embedding
-        table = self.positional_embedding.unflatten(0, (self.grid_size, self.grid_size)).permute(2, 0, 1)
-        table = F.interpolate(table[None], size=(height, width), mode="bilinear", align_corners=False)
-        return table[0].flatten(1).transpose(0, 1)
+        table = self.positional_embedding[self.num_prefix :].unflatten(0, (self.grid_size, self.grid_size))
+        table = F.interpolate(table.permute(2, 0, 1)[None], size=(height, width), mode="bilinear", align_corners=False)
+        return torch.cat([self.positional_embedding[: self.num_prefix], table[0].flatten(1).transpose(0, 1)])
 
     def turns(self, height: int, width: int, device: torch.device) -> Tensor:
-        """The rotations of a grid as unit complex numbers [h*w,1,1,d/2], computed once for each grid and device."""
+        """The rotations of a grid as unit complex numbers [L,1,1,d/2], computed once for each grid and device."""
         key = (height, width, device)
         if key not in self._turns:
             with torch.inference_mode(False), torch.no_grad():  # may be kept from inference into training
-                angles = rotary_angles(height, width, self.head_dim, device)
+                angles = rotary_angles(height, width, self.head_dim, device, first=self.num_prefix)
+                angles = torch.cat([angles.new_zeros(self.num_prefix, angles.shape[1]), angles])
                 self._turns[key] = torch.polar(torch.ones_like(angles), angles)[:, None, None]
         return self._turns[key]
