@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import OmegaConf
@@ -72,7 +72,7 @@ def compose(files: Sequence[str | Path], overrides: Sequence[str] = (), scale: s
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "the configuration"
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
-    config: dict[str, Any] = {str(key): value for key, value in dict(plain).items()}
+    config = cast("dict[str, Any]", plain)
     extra = {key: config.pop(key, None) or {} for key in EXTRA_KEYS}
     notes = {path: note for path, note in _walk_notes(merged, merged) if path[0] not in EXTRA_KEYS}
     return Composed(config, extra["row"], extra["vars"], notes)

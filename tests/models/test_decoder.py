@@ -154,6 +154,19 @@ def test_zero_outputs_start_as_the_identity() -> None:
     assert not ours.lm_head(hidden).any()
 
 
+@pytest.mark.parametrize("meta", [False, True])
+def test_zero_outputs_leave_a_tied_embedding_alone(meta: bool) -> None:
+    with torch.device("meta" if meta else "cpu"):
+        ours = decoder(tie_embeddings=True, zero_init_outputs=True)
+    if meta:
+        ours.to_empty(device="cpu")
+    for _ in range(2):
+        ours.init_weights()
+        assert ours.lm_head.weight is ours.model.embed_tokens.weight
+        assert ours.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not ours.blocks()[0].mlp.down_proj.weight.any()
+
+
 def test_bfloat16_autocast_stays_close() -> None:
     ours = decoder()
     embeds = ours.embed(torch.randint(128, (1, sum(LENGTHS))))

@@ -45,5 +45,45 @@ def test_unused_weight_is_not_trained(vision: DINOv3) -> None:
 
 
 def test_gated_mlp_is_swiglu() -> None:
-    made = DINOv3(32, 1, 2, 64, use_gated_mlp=True, patch_size=8)
-    assert made.model.config.hidden_act == "silu" and hasattr(made.blocks()[0].mlp, "gate_proj")
+    mlp = DINOv3(32, 1, 2, 64, use_gated_mlp=True, patch_size=8).blocks()[0].mlp
+    x = torch.randn(5, 32)
+    gate, value = mlp.gate_proj(x), mlp.up_proj(x)
+    torch.testing.assert_close(mlp(x), mlp.down_proj(gate * torch.sigmoid(gate) * value))
+
+
+@pytest.mark.parametrize("biases", [True, False])
+def test_gated_form_equals_transformers(biases: bool) -> None:
+    """The S+, H+ (biases) and 7B (none on query and value) forms, at the training size and at another."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    torch.manual_seed(0)
+    flags = {"use_gated_mlp": True, "use_query_bias": biases, "use_value_bias": biases}
+    ours = DINOv3(64, 3, 4, 96, patch_size=16, num_registers=4, **flags)
+    with torch.no_grad():  # every weight must matter to the comparison, also those that start at a constant
+        for weight in ours.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    config = DINOv3ViTConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act="silu",
+        use_gated_mlp=True,
+        num_register_tokens=4,
+        query_bias=biases,
+        value_bias=biases,
+        image_size=64,
+        attn_implementation="eager",
+    )
+    theirs = DINOv3ViTModel(config).eval()
+    theirs.load_state_dict(ours.model.state_dict())
+    attention = ours.blocks()[0].attention
+    found = [getattr(attention, f"{part}_proj").bias is not None for part in "qkvo"]
+    assert found == [biases, False, biases, True]
+    for height, width in ((64, 64), (32, 48), (96, 80)):
+        pixels = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            expected = theirs(pixels).last_hidden_state[:, 5:]
+            features = ours(Grids.stack(list(pixels))).final.tensors[0]
+        assert features.shape == (2, height // 16, width // 16, 64) and expected.std() > 0.3
+        torch.testing.assert_close(features.flatten(1, 2), expected, rtol=0, atol=1e-5)

@@ -11,9 +11,10 @@ from step3vl.types import Grids
 WIDTH, LAYERS, HEADS, GRID = 64, 2, 4, 8
 
 
-def tower(hidden_act: str = "quick_gelu", grid_size: int = GRID) -> PELang:
+def tower(hidden_act: str = "quick_gelu", use_class_token: bool = False) -> PELang:
     torch.manual_seed(0)
-    made = PELang(WIDTH, LAYERS, HEADS, 2 * WIDTH, patch_size=14, grid_size=grid_size, hidden_act=hidden_act)
+    options = {"hidden_act": hidden_act, "use_class_token": use_class_token}
+    made = PELang(WIDTH, LAYERS, HEADS, 2 * WIDTH, patch_size=14, grid_size=GRID, **options)
     with torch.no_grad():  # every weight must matter to the comparison, also those that start at a constant
         for weight in made.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
@@ -83,6 +84,72 @@ def test_equals_transformers_step_tower(hidden_act: str) -> None:
         assert features.abs().mean() > 0.05
         torch.testing.assert_close(features.flatten(1, 2), blocks.pop(), rtol=0, atol=1e-5)
         torch.testing.assert_close(condensed.flatten(1, 2), expected, rtol=0, atol=1e-5)
+
+
+def reference(vision: PELang, pixels: Tensor) -> Tensor:
+    """Meta's model with a class token, step by step in float64 for one image: [1 + patches, D]."""
+    p = {name: weight.detach().double() for name, weight in vision.named_parameters()}
+    height, width = pixels.shape[1] // 14, pixels.shape[2] // 14
+    cells = [pixels[:, 14 * y :, 14 * x :][:, :14, :14].double() for y in range(height) for x in range(width)]
+    patches = torch.stack([p["conv1.weight"].flatten(1) @ cell.flatten() for cell in cells])
+    table = p["positional_embedding"][1:].T.reshape(1, WIDTH, GRID, GRID)
+    table = torch.nn.functional.interpolate(table, (height, width), mode="bilinear", align_corners=False)
+    x = torch.cat([p["class_embedding"][None] + p["positional_embedding"][:1], patches + table[0].flatten(1).T])
+    places = [(0, 0)] + [(column + 1, row + 1) for row in range(height) for column in range(width)]
+    size = WIDTH // HEADS
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return torch.nn.functional.layer_norm(x, (WIDTH,), p[f"{name}.weight"], p[f"{name}.bias"], 1e-5)
+
+    def turn(x: Tensor) -> Tensor:
+        out = x.clone()  # [L,size] of one head
+        for token, place in enumerate(places):
+            for axis in (0, 1):
+                for k in range(size // 4):
+                    angle = torch.tensor(place[axis] * 10000.0 ** (-2 * k / (size // 2)), dtype=torch.float64)
+                    at = axis * size // 2 + 2 * k
+                    one, other = x[token, at], x[token, at + 1]
+                    out[token, at] = one * angle.cos() - other * angle.sin()
+                    out[token, at + 1] = other * angle.cos() + one * angle.sin()
+        return out
+
+    x = norm(x, "ln_pre")
+    for number in range(LAYERS):
+        name = f"transformer.resblocks.{number}"
+        query, key, value = (
+            norm(x, f"{name}.ln_1") @ p[f"{name}.attn.in_proj_weight"].T + p[f"{name}.attn.in_proj_bias"]
+        ).chunk(3, dim=1)
+        heads = []
+        for one in range(HEADS):
+            part = slice(one * size, (one + 1) * size)
+            scores = turn(query[:, part]) @ turn(key[:, part]).T / size**0.5
+            heads.append(scores.softmax(dim=1) @ value[:, part])
+        mixed = torch.cat(heads, dim=1) @ p[f"{name}.attn.out_proj.weight"].T + p[f"{name}.attn.out_proj.bias"]
+        x = x + mixed * p[f"{name}.ls_1.gamma"]
+        inner = norm(x, f"{name}.ln_2") @ p[f"{name}.mlp.c_fc.weight"].T + p[f"{name}.mlp.c_fc.bias"]
+        inner = 0.5 * inner * (1 + torch.erf(inner / 2**0.5))
+        outer = inner @ p[f"{name}.mlp.c_proj.weight"].T + p[f"{name}.mlp.c_proj.bias"]
+        x = x + outer * p[f"{name}.ls_2.gamma"]
+    return x
+
+
+@pytest.mark.parametrize("size", [(14 * GRID, 14 * GRID), (42, 70), (154, 126)])
+def test_class_token_form_equals_a_reference(size: tuple[int, int]) -> None:
+    vision = tower("gelu", use_class_token=True)
+    pixels = torch.randn(2, 3, *size)
+    expected = torch.stack([reference(vision, image) for image in pixels]).float()
+    with torch.no_grad():
+        final, (first, last) = vision(Grids.stack(list(pixels)), taps=[0, 1])
+    assert final.tensors[0].shape == (2, size[0] // 14, size[1] // 14, WIDTH)
+    torch.testing.assert_close(final.tensors[0].flatten(1, 2), expected[:, 1:], rtol=0, atol=1e-5)
+    assert torch.equal(last.tensors[0], final.tensors[0]) and not torch.equal(first.tensors[0], last.tensors[0])
+
+
+def test_class_token_form_has_one_weight_more() -> None:
+    with_token, without = (tower("gelu", use_class_token=flag).state_dict() for flag in (True, False))
+    assert set(with_token) - set(without) == {"class_embedding"}
+    assert with_token["class_embedding"].shape == (WIDTH,)
+    assert with_token["positional_embedding"].shape == (1 + GRID * GRID, WIDTH)
 
 
 def test_full_size_has_the_published_number_of_parameters() -> None:

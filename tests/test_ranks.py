@@ -1,0 +1,30 @@
+"""Two ranks (gloo, real processes, real command line) train as one does: exact normalisation over ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from step3vl.ablation.plot import read_curve
+
+RUN = "-c experiments/step3vl_10b/1_pretrain_phase1.yaml --scale tiny --trainer.max_steps=4 --trainer.precision=32-true"
+RUN += " --trainer.callbacks=null --trainer.log_every_n_steps=1 --vars.warmup_steps=0"
+FSDP2 = "{class_path: lightning.pytorch.strategies.ModelParallelStrategy,"
+FSDP2 += " init_args: {data_parallel_size: 2, tensor_parallel_size: 1}}"
+
+
+def losses(folder, *more):
+    command = [sys.executable, "-m", "step3vl", "fit", *RUN.split(), f"--trainer.default_root_dir={folder}", *more]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return read_curve(Path(folder))[1]
+
+
+@pytest.mark.parametrize("strategy", [FSDP2, "ddp"], ids=["fsdp2", "ddp"])
+def test_two_ranks_equal_one(workplace, strategy):
+    one = losses("one", "--data.samples_per_step=8")
+    two = losses("two", "--data.samples_per_step=4", "--trainer.devices=2", f"--trainer.strategy={strategy}")
+    assert len(one) == len(two) == 4 and one[-1] < one[0]
+    assert two == pytest.approx(one, abs=2e-5)
