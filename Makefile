@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENV := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test check format bench docs clean
+.PHONY: help install reproduce test check format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,7 @@ format: $(VENV)/ok ## rewrite to house format
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/ok ## benchmarks, as ratios within one run
-	$(BIN)/python -m pytest benchmarks --benchmark-enable -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/bench_*.py --benchmark-enable --benchmark-timer=time.process_time -s
 
 clean: ## remove .venv and caches; runs/ and corpus/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

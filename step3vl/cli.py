@@ -30,6 +30,12 @@ data
   data view SHARD                     contact sheet PNG with boxes and points
   data stats FOLDER                   domains, lengths, image tokens
 
+checkpoints
+  import SRC OUT                      a published checkpoint (STEP3-VL, PE, DINOv3, SigLIP, Qwen3, Qwen3-VL) in our names
+  export RUN OUT [--verify]           a run in the released STEP3-VL layout, for engines that serve it
+  make-tiny ARCH OUT                  a tiny random checkpoint with the published structure
+  ask CKPT QUESTION [--image FILE ...]  a model's answer, token by token; --show-crops PNG draws what it sees
+
   info       versions, device, missing extras with the pip line
 """
 
@@ -41,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("COLUMNS", "140")  # tables in logs and pipes keep their numbers whole
     verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
     verbs |= {"ablate": _ablate, "data": _data, "info": _info}
+    verbs |= {"import": _checkpoints, "export": _checkpoints, "make-tiny": _checkpoints}
+    verbs |= {"ask": _ask}
     try:
         if not args or args[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -184,6 +192,18 @@ def _token_counter(run: str | None, scale: str):
     return count
 
 
+def _checkpoints(args: list[str]) -> int:
+    from step3vl.checkpoints.commands import run
+
+    return run(args)
+
+
+def _ask(args: list[str]) -> int:
+    from step3vl.ask import run
+
+    return run(args[1:])
+
+
 def _info(args: list[str]) -> int:
     """Versions, device and, for each extra that is not installed, the pip line."""
     import platform
@@ -192,6 +212,7 @@ def _info(args: list[str]) -> int:
 
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from step3vl import __version__
@@ -214,6 +235,6 @@ def _info(args: list[str]) -> int:
     }
     for extra, module in (extras | {"docs": "material", "dev": "pytest"}).items():
         missing = find_spec(module) is None
-        table.add_row(f"extra {extra}", f"missing: pip install 'step3vl[{extra}]'" if missing else "installed")
+        table.add_row(f"extra {extra}", escape(f"missing: pip install 'step3vl[{extra}]'") if missing else "installed")
     Console().print(table)
     return 0

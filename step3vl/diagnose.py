@@ -78,6 +78,8 @@ def check_types(value: Any, hint: Any, path: str) -> None:
             check_arguments(value, option, path)
         elif isinstance(value, dict) and isinstance(value.get("class_path"), str):
             _check_class(value, option, path)
+        elif isinstance(value, dict) and isinstance(option, type) and option.__module__ != "builtins":
+            raise ConfigError(f"{path}: a {option.__name__} needs class_path, got {value!r}; is the name misspelt?")
         else:
             continue
         return

@@ -171,6 +171,13 @@ class Step3VLCLI(LightningCLI):
 
     # ---------------------------------------------------------------------------------------------- verbs
 
+    def validate(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Print the losses of data.val_sources."""
+        if not self.config[self.subcommand].data.init_args.get("val_sources"):
+            raise ConfigError("nothing to validate on: set data.val_sources and data.val_samples")
+        for losses in self.trainer.validate(model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False):
+            print("  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
+
     def test(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Score the suite on held-out cases, seeing and blind; writes metrics.json and cases.jsonl."""
         start_s = time.process_time()

@@ -38,7 +38,7 @@ def small_corpus(tmp_path_factory):
     from step3vl.data.corpus.make import make_corpus
 
     out = tmp_path_factory.mktemp("data") / "corpus"
-    splits = {split: {name: {0: num} for name, num in LEVEL0.items()} for split in ("train", "test")}
+    splits = {split: {name: {0: num} for name, num in LEVEL0.items()} for split in ("train", "val", "test")}
     make_corpus(out, {"turns": 6, "samples_per_shard": 10, "splits": splits}, seed=0, num_processes=1)
     return out
 

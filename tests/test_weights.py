@@ -10,10 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from step3vl.models import ConvProjector, Qwen3Decoder, VisionLanguageModel
 from step3vl.models.vision import PELang
 from step3vl.types import MultiCrop
-from step3vl.weights import Entry, check, detect, layout_named, load_into, load_parts, open_source, save_sharded, unfinished
+from step3vl.weights import (
+    Entry,
+    check,
+    detect,
+    layout_named,
+    load_into,
+    load_parts,
+    open_source,
+    save_sharded,
+    unfinished,
+)
 from step3vl.weights.source import INDEX
 
 LAYOUT = MultiCrop(global_size=64, crop_size=48, max_side=256, min_side=8)
@@ -91,7 +102,7 @@ def test_every_kind_of_source_gives_the_same_tensors(tmp_path):
     saved(tmp_path / "shards", tensors)
     for name in ("one.safetensors", "plain.pt", "nested.bin", "old.pth", "run", "folder", "shards"):
         source = open_source(tmp_path / name)
-        same({key: source.read(key) for key in source.keys()}, tensors)  # noqa: SIM118
+        same({key: source.read(key) for key, _ in source.keys().items()}, tensors)
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):
@@ -198,7 +209,9 @@ def test_released_names_load_and_come_back(tmp_path):
     assert report.layout.name == "step3vl" and len(report.loaded) == len(theirs)
     same(released(fresh), theirs)
     remapped = {
-        (name if name.startswith("lm_head") else "model." + name).replace("model.model.", "model.language_model."): tensor
+        (name if name.startswith("lm_head") else "model." + name).replace(
+            "model.model.", "model.language_model."
+        ): tensor
         for name, tensor in theirs.items()
     }
     assert "model.vision_model.conv1.weight" in remapped and "model.language_model.norm.weight" in remapped
@@ -217,7 +230,9 @@ def test_parts_come_from_their_own_places(tmp_path):
     load_parts(model, {"vision_encoder": str(tmp_path / "pe.pt"), "decoder": str(tmp_path / "whole")})
     after = model.state_dict()
     for name, tensor in after.items():
-        origin = {"vision_encoder": one.state_dict(), "projector": before, "decoder": two.state_dict()}[name.split(".")[0]]
+        origin = {"vision_encoder": one.state_dict(), "projector": before, "decoder": two.state_dict()}[
+            name.split(".")[0]
+        ]
         assert torch.equal(tensor, origin[name]), name
     sentence(lambda: load_parts(model, {"tower": str(tmp_path / "pe.pt")}), "'tower'", "vision_encoder")
     sentence(lambda: load_parts(model, {"decoder": str(tmp_path / "pe.pt")}), "pe checkpoint, which has no decoder")
@@ -233,7 +248,9 @@ def test_every_difference_is_an_error_unless_it_is_named(tmp_path):
     model = tiny_vlm(2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     words = ["1 key is missing (vision_encoder.ln_pre.bias)", "1 key is unexpected (model.layers.0.mlp.extra.weight)"]
-    sentence(lambda: load_into(model, source), *words, "decoder.model.norm.weight: [31] there, [32] here", "init_ignore")
+    sentence(
+        lambda: load_into(model, source), *words, "decoder.model.norm.weight: [31] there, [32] here", "init_ignore"
+    )
     same(model.state_dict(), before)
     names = ["ln_pre.bias", r"\.extra\.", "norm.weight$"]
     sentence(lambda: load_into(model, source, names[:2]), "[31] there")
@@ -330,7 +347,8 @@ import sys, torch
 from pathlib import Path
 from step3vl.weights import Entry, open_source, save_sharded, unfinished
 def peak():
-    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 source = open_source(sys.argv[1])
 before = peak()
 entries = {name: Entry(e.shape, torch.bfloat16) for name, e in source.keys().items()}

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from step3vl.data.decode import open_image
 from step3vl.data.schema import from_json, image_member, to_json
 from step3vl.data.tar_index import IMAGE_EXTENSIONS, ShardError, ShardIndex, index_shard
 from step3vl.types import Sample
@@ -34,7 +35,6 @@ __all__ = [
     "write_shards",
 ]
 
-MAX_PIXELS = 64 * 2**20
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 assert tuple(FORMATS) == IMAGE_EXTENSIONS
 
@@ -196,13 +196,14 @@ class ShardReader:
         return (self.read(i) for i in range(len(self)))
 
     def _image(self, name: str, place: tuple[int, int], where: str) -> Image.Image:
+        accepted = FORMATS.get(name.rpartition(".")[2])
+        if accepted is None:
+            raise SampleError(f"{where}: image '{name}' has no accepted extension ({', '.join(FORMATS)})")
+        data = self._bytes(*place)
         try:
-            image = Image.open(io.BytesIO(self._bytes(*place)), formats=[FORMATS[name.rpartition(".")[2]]])
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} is above the limit of {MAX_PIXELS} pixels")
-            return image.convert("RGB")
-        except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError) as error:
-            raise SampleError(f"{where}: image '{name}' cannot be decoded ({error})") from error
+            return open_image(data, f"{where}: image '{name}'", (accepted,))
+        except ValueError as error:
+            raise SampleError(str(error)) from error
 
     def _bytes(self, offset: int, size: int) -> bytes:
         if self._file is None or self._pid != os.getpid():  # a forked worker must not share the position

@@ -115,12 +115,21 @@ def load_tokenizer(path: str | Path | None = None) -> Tokenizer:
         raise ValueError(
             f"tokenizer: no folder {str(path)!r}; give a local folder with tokenizer.json, or null for the packaged one"
         )
+    if (Path(path) / "tokenizer.json").is_file():
+        return Tokenizer(Backend.from_file(str(Path(path) / "tokenizer.json")), pad_token=_pad_token(Path(path)))
     from transformers import AutoTokenizer
 
     wrapped = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     if not getattr(wrapped, "is_fast", False):
         raise ValueError(f"tokenizer: {str(path)!r} holds no fast tokenizer; save one with a tokenizer.json")
     return Tokenizer(wrapped.backend_tokenizer, pad_token=wrapped.pad_token or "<|endoftext|>")
+
+
+def _pad_token(folder: Path) -> str:
+    """What tokenizer_config.json calls the padding token; Qwen's where it does not say."""
+    file = folder / "tokenizer_config.json"
+    given = json.loads(file.read_text(encoding="utf-8")).get("pad_token") if file.is_file() else None
+    return (given.get("content") if isinstance(given, dict) else given) or "<|endoftext|>"
 
 
 def build() -> str:

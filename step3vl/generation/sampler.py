@@ -8,7 +8,7 @@ Shapes: R rows of a batch, T tokens of the longest prompt, K tokens in the cache
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from step3vl.generation.stopping import StopRule
+from step3vl.generation.streaming import TextStream
 from step3vl.models.vlm import VisionLanguageModel
 from step3vl.types import IGNORE_INDEX, Batch, Completion, Example, Grids, Prompt, Sampling
 
@@ -63,13 +64,7 @@ class Sampler:
         """
         if n < 1:
             raise ValueError(f"n is {n}; accepted is 1 or more")
-        if sampling.temperature < 0:
-            raise ValueError(f"temperature is {sampling.temperature}; accepted is 0 (greedy) or more")
-        rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens)
-        examples = [self.processor.encode_prompt(prompt, id=str(k)) for k, prompt in enumerate(prompts)]
-        for k, example in enumerate(examples):
-            if not len(example.input_ids):
-                raise ValueError(f"prompt {k} is empty: there is nothing to continue")
+        rule, examples = self._prepare(prompts, sampling)
         by_length = sorted(range(len(examples)), key=lambda k: len(examples[k].input_ids))
         group_size = max(1, self.batch_size // n)
         completions: list[list[Completion]] = [[] for _ in examples]
@@ -81,12 +76,56 @@ class Sampler:
                     completions[members[row // n]].append(self._completion(ids, rule))
         return completions
 
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """One completion as it is made: pieces of text, never half a character, that add up to `Completion.text`.
+
+        The completion is the iterator's return value. The model is in evaluation mode until the iterator ends or is
+        closed. Raises ValueError as `generate` does.
+        """
+        rule, examples = self._prepare([prompt], sampling)
+        return self._stream(examples[0], rule, sampling.temperature)
+
+    @torch.inference_mode()
+    def _stream(self, example: Example, rule: StopRule, temperature: float) -> Generator[str, None, Completion]:
+        text = TextStream(self.processor.decode)
+        ids: list[int] = []
+        with evaluating(self.vlm):
+            for _, tokens in self._steps([example], rule, temperature, 1):
+                ids += tokens
+                piece = "" if tokens[0] in rule.stop_ids else text.feed(tokens[0])
+                if piece:
+                    yield piece
+        if rest := text.rest():
+            yield rest
+        return self._completion(ids, rule)
+
+    def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[StopRule, list[Example]]:
+        """When to stop, and the prompts as tokens; every mistake of the caller is found here."""
+        if sampling.temperature < 0:
+            raise ValueError(f"temperature is {sampling.temperature}; accepted is 0 (greedy) or more")
+        rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens)
+        examples = [self.processor.encode_prompt(prompt, id=str(k)) for k, prompt in enumerate(prompts)]
+        for k, example in enumerate(examples):
+            if not len(example.input_ids):
+                raise ValueError(f"prompt {k} is empty: there is nothing to continue")
+        return rule, examples
+
     def _completion(self, ids: list[int], rule: StopRule) -> Completion:
         spoken, truncated = rule.cut(ids)
         return Completion(text=self.processor.decode(spoken), token_ids=ids, truncated=truncated)
 
     def _complete(self, examples: list[Example], rule: StopRule, temperature: float, n: int) -> list[list[int]]:
         """Token ids of n continuations of each example, the continuations of one example side by side."""
+        sequences: list[list[int]] = [[] for _ in range(len(examples) * n)]
+        for rows, tokens in self._steps(examples, rule, temperature, n):
+            for row, token in zip(rows, tokens):
+                sequences[row].append(token)
+        return sequences
+
+    def _steps(
+        self, examples: list[Example], rule: StopRule, temperature: float, n: int
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Step by step, the sequences still in flight and the token that each of them gets."""
         from transformers import DynamicCache
 
         device = next(self.vlm.parameters()).device
@@ -98,15 +137,13 @@ class Sampler:
         if n > 1:
             cache.batch_repeat_interleave(n)
             hidden, mask, position = (x.repeat_interleave(n, dim=0) for x in (hidden, mask, position))
-        sequences: list[list[int]] = [[] for _ in range(len(hidden))]
         rows = torch.arange(len(hidden), device=device)  # which sequence each row in flight belongs to
-        while True:
+        for step in range(1, rule.max_new_tokens + 1):
             token = self._choose(hidden, temperature)  # [R]
-            for row, chosen in zip(rows.tolist(), token.tolist()):
-                sequences[row].append(chosen)
+            yield rows.tolist(), token.tolist()
             alive = ~rule.stops(token)
-            if len(sequences[int(rows[0])]) == rule.max_new_tokens or not alive.any():
-                return sequences
+            if step == rule.max_new_tokens or not alive.any():
+                return
             if not alive.all():
                 cache.batch_select_indices(alive.nonzero().squeeze(1))
                 rows, token, mask, position = rows[alive], token[alive], mask[alive], position[alive]

@@ -78,22 +78,33 @@ class Stage(LightningModule):
     # -------------------------------------------------------------------------------------------- sharding
 
     def configure_model(self) -> None:
-        """Under ModelParallelStrategy (FSDP2), shard every block over the data-parallel ranks; then load weights."""
-        if self.device_mesh is not None and not self.is_sharded:
-            blocks = [*self.vlm.vision_encoder.blocks(), *self.vlm.decoder.blocks()]
-            shard(self.vlm, blocks, self.device_mesh["data_parallel"])
-            self.is_sharded = True
-        self.load_initial_weights()
+        """Under ModelParallelStrategy (FSDP2), shard every block over the data-parallel ranks; else nothing."""
+        if self.device_mesh is None or self.is_sharded:
+            return
+        blocks = [*self.vlm.vision_encoder.blocks(), *self.vlm.decoder.blocks()]
+        shard(self.vlm, blocks, self.device_mesh["data_parallel"])
+        self.is_sharded = True
 
     # -------------------------------------------------------------------------------------------- weights
 
     def load_initial_weights(self) -> None:
-        """Load `init_from` once, unless the trainer is about to restore a checkpoint; a shard reads only its rows."""
-        if self.init_from is None or self.trainer.ckpt_path is not None:
-            return
-        for report in load_parts(self.vlm, self.init_from, self.init_ignore):
-            self.print(f"init_from {report.source.path}: {len(report.loaded)} tensors ({report.layout.name})")
+        """Load `init_from` once, unless the trainer has restored a checkpoint; a shard reads only its own rows."""
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            for report in load_parts(self.vlm, self.init_from, self.init_ignore):
+                self.print(f"init_from {report.source.path}: {len(report.loaded)} tensors ({report.layout.name})")
         self.init_from = None  # a later test of the same object keeps what was trained
+
+    def on_train_start(self) -> None:  # the first moment at which it is known whether a checkpoint was restored
+        self.load_initial_weights()
+
+    def on_validation_start(self) -> None:
+        self.load_initial_weights()
+
+    def on_test_start(self) -> None:
+        self.load_initial_weights()
+
+    def on_predict_start(self) -> None:
+        self.load_initial_weights()
 
     # -------------------------------------------------------------------------------------------- training
 
@@ -129,6 +140,10 @@ class Stage(LightningModule):
             if self.num_skipped <= 20:
                 self.print(f"skipped sample {reason}")
         self.log("skipped", float(self.num_skipped), reduce_fx="max")
+
+    def on_train_end(self) -> None:
+        if self.num_skipped:
+            self.print(f"{self.num_skipped} sample{'s' if self.num_skipped > 1 else ''} skipped in all")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         for name, loss in self.losses(batch).items():

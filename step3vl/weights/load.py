@@ -127,9 +127,9 @@ def check(
             report.unexpected.append(theirs)
     filled = {id(wanted[ours]) for ours in found}  # a tied weight is filled through either of its names
     report.missing = [name for name, tensor in wanted.items() if name not in found and id(tensor) not in filled]
-    for ours, theirs in found.items():
-        if tuple(wanted[ours].shape) == entries[theirs].shape:
-            report.loaded[ours] = theirs
+    for ours in filter(found.__contains__, wanted):  # in the model's order, whatever the source's
+        if tuple(wanted[ours].shape) == entries[found[ours]].shape:
+            report.loaded[ours] = found[ours]
         else:
             report.misshaped.append(ours)
     missing, unexpected, misshaped = map(accepted.rest, (report.missing, report.unexpected, report.misshaped))
