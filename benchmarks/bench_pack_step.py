@@ -18,7 +18,14 @@ def problem():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     lengths = torch.empty(NUM_DOCUMENTS).log_normal_(5.2, 0.8).long().clamp(8, LONGEST).tolist()
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_layers": 4,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+    }
     decoder = Qwen3Decoder(**sizes, vocab_size=512, attention="per_document")
     documents = [torch.randn(length, 256) for length in lengths]
     return decoder, documents

@@ -31,7 +31,7 @@ data
   data stats FOLDER                   domains, lengths, image tokens
 
 checkpoints
-  import SRC OUT                      a published checkpoint (STEP3-VL, PE, DINOv3, SigLIP, Qwen3, Qwen3-VL) in our names
+  import SRC OUT                      a published checkpoint (STEP3-VL, PE, DINOv3, SigLIP, Qwen3, Qwen3-VL) as ours
   export RUN OUT [--verify]           a run in the released STEP3-VL layout, for engines that serve it
   make-tiny ARCH OUT                  a tiny random checkpoint with the published structure
   ask CKPT QUESTION [--image FILE ...]  a model's answer, token by token; --show-crops PNG draws what it sees

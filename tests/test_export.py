@@ -94,7 +94,7 @@ def test_a_resumed_run_is_not_started_anew(workplace, tiny, capsys):
 
 def test_a_folder_is_scored_without_training(workplace, tiny, capsys):
     assert main(["import", str(tiny), "ours"]) == 0
-    names = list(compose(["suite/held_out.yaml"], scale="tiny").config)
+    names = list(compose([ROW], scale="tiny").config["suite"])
     few = [f"--suite.{name}.num_cases=1" for name in names]
     vlm = ["--model.vlm=ours/vlm.yaml", "--model.processor=ours/processor.yaml", "--model.init_from=ours"]
     assert main(["test", "-c", ROW, *SHORT, *few, *vlm]) == 0

@@ -215,7 +215,7 @@ def test_siglip2_gives_transformers_features(folders):
 
 
 def tower_of_transformers(folder, tmp_path, hidden_act, patch_size, grid, heads):
-    """transformers' port of STEP's tower, filled from published names by the documented mapping (components.md 1.4)."""
+    """transformers' port of STEP's tower, filled from published names by the mapping that its authors document."""
     from transformers import Step3p7VisionConfig, Step3p7VisionModel
 
     vision = {k.removeprefix("vision_model."): v for k, v in folder.items() if k.startswith("vision_model.")}

@@ -17,7 +17,9 @@ FSDP2 += " init_args: {data_parallel_size: 2, tensor_parallel_size: 1}}"
 
 def losses(folder, *more):
     command = [sys.executable, "-m", "step3vl", "fit", *RUN.split(), f"--trainer.default_root_dir={folder}", *more]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return read_curve(Path(folder))[1]
 

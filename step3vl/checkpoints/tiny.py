@@ -18,9 +18,9 @@ from step3vl.data.tokenizer import load_tokenizer
 from step3vl.models import VisionLanguageModel
 from step3vl.weights import Entry, unfinished
 
-TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-VISION = {**TOWER, "patch_size": 16}
-TEXT = {
+TOWER: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION: dict[str, Any] = {**TOWER, "patch_size": 16}
+TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 160,
     "num_hidden_layers": 2,
@@ -29,7 +29,7 @@ TEXT = {
     "head_dim": 16,
     "max_position_embeddings": 512,
 }
-ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 1_000_000.0}
 
 
 def make_tiny(arch: str, out: str | Path, seed: int = 0) -> None:
@@ -62,8 +62,8 @@ def _step3vl(out: Path) -> None:
 def _pe(out: Path) -> None:
     from step3vl.models.vision import PELang
 
-    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 16, "mlp_size": 128, "patch_size": 14, "grid_size": 4}
-    encoder = scatter(PELang(**sizes, hidden_act="gelu"))  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "num_heads": 16, "mlp_size": 128}
+    encoder = scatter(PELang(**sizes, patch_size=14, grid_size=4, hidden_act="gelu"))
     with unfinished(out) as part:
         torch.save(encoder.state_dict(), part / "PE-Lang-tiny.pt")
 

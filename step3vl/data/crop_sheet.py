@@ -52,7 +52,8 @@ def caption(name: str, size: tuple[int, int], spec: ImageSpec, num_tokens: Calla
     crops = plan(*size, spec.layout)
     visual = crops.num_crops * num_tokens(spec.layout.crop_pixels) + num_tokens(spec.layout.global_pixels)
     markers = 2 * crops.num_crops + crops.num_newlines + 2
-    cut = f"{crops.num_crops} crops in {crops.grid[1]} rows of {crops.grid[0]}" if crops.num_crops else "no crops"
+    rows = "1 row" if crops.grid[1] == 1 else f"{crops.grid[1]} rows"
+    cut = f"{crops.num_crops} crops in {rows} of {crops.grid[0]}" if crops.num_crops else "no crops"
     return f"{name}: {size[0]}x{size[1]}, {cut}, {visual} visual tokens and {markers} markers"
 
 

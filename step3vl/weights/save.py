@@ -106,4 +106,4 @@ def _write_shard(file: Path, entries: Mapping[str, Entry], read: Callable[[str],
                 given, wanted = (list(tensor.shape), tensor.dtype), (list(entries[name].shape), entries[name].dtype)
                 raise ValueError(f"{name} was announced as {wanted} and is {given}")
             if math.prod(tensor.shape):
-                stream.write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+                stream.write(tensor.view(-1).view(torch.uint8).numpy().data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -88,12 +89,15 @@ class _Safetensors(TensorSource):
         if rows is not None:
             start += rows[0] * math.prod(shape[1:]) * dtype.itemsize
             shape = (rows[1] - rows[0], *shape[1:])
-        flat = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8, device="cpu")
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if not num_bytes:
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        memory = mmap.mmap(-1, num_bytes)  # pages of its own: all of it goes back when the tensor does
         with file.open("rb") as stream:
             stream.seek(start)
-            if stream.readinto(memoryview(flat.numpy())) != len(flat):  # type: ignore[attr-defined]
+            if stream.readinto(memory) != num_bytes:
                 raise ValueError(f"{file} ended in the middle of tensor {name!r}; copy the file again")
-        return flat.view(dtype).view(shape)
+        return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class _InMemory(TensorSource):

@@ -11,9 +11,7 @@ from step3vl.cli import main
 
 FOLDER = "ablations/table4_vision_encoder"
 SHORT = ["--trainer.max_steps=2", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-SHORT += [
-    f"--suite.{n}.num_cases=2" for n in ("reading", "pointing", "counting", "attributes", "clicking")
-]
+SHORT += [f"--suite.{n}.num_cases=2" for n in ("reading", "pointing", "counting", "attributes", "clicking")]
 
 
 def fake_run(row, seed, scores):

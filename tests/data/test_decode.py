@@ -109,7 +109,9 @@ def test_16_bits_are_scaled_not_clipped():
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4), np.int32), np.zeros((4, 4), np.float32)])
 def test_pixels_of_unknown_range_are_refused(array):
-    with pytest.raises(ValueError, match=r"^x cannot be decoded: its pixels are .* of unknown range; accepted are 8 and"):
+    with pytest.raises(
+        ValueError, match=r"^x cannot be decoded: its pixels are .* of unknown range; accepted are 8 and"
+    ):
         open_image(encoded(Image.fromarray(array), "TIFF"), "x")
 
 
