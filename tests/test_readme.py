@@ -26,14 +26,14 @@ def test_commands_are_found():
 def test_command_makes_sense(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     words = shlex.split(re.sub(r"\$\(\(.*?\)\)|\$\w+", "8", command[command.index("step3vl ") :]))[1:]
-    if words[0] in VERBS:
+    if words[0] in VERBS and "FILE" not in words:
         read = read_command(words[0], words[1:])
         assert compose(read.files, read.overrides, read.scale).config["model"]
     else:
         pattern = f"  {words[0]} {words[1]}" if words[0] in ("data", "ablate") else f"  {words[0]}"
         assert pattern in USAGE
         for word in words:
-            assert not word.endswith(".yaml") or (ROOT / word).is_file()
+            assert not word.endswith(".yaml") or "OUT/" in word or (ROOT / word).is_file()
 
 
 def test_make_targets_and_links_exist():
