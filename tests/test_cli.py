@@ -87,7 +87,7 @@ def test_diff_prints_only_what_differs(workplace, capsys, monkeypatch):
 
 def test_validate_and_predict_run(workplace, capsys):
     short = ["--trainer.max_steps=1", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-    few = [f"--suite.{n}.num_cases=1" for n in ("reading", "pointing", "counting", "attributes", "clicking")]
+    few = [f"--suite.{n}.num_cases=1" for n in ("reading", "pointing", "counting", "attributes", "words")]
     assert main([*ROW, *short]) == 0
     assert main(["predict", *ROW[1:], *short, *few, "--ckpt_path=last"]) == 0
     lines = Path("runs/tiny/ablations/table4_vision_encoder/pe_lang/predictions.jsonl").read_text().splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from step3vl.ablation.plot import read_curve
+from step3vl.cli import main
 
 RUN = "-c experiments/step3vl_10b/1_pretrain_phase1.yaml --scale tiny --trainer.max_steps=4 --trainer.precision=32-true"
 RUN += " --trainer.callbacks=null --trainer.log_every_n_steps=1 --vars.warmup_steps=0"
@@ -30,3 +31,15 @@ def test_two_ranks_equal_one(workplace, strategy):
     two = losses("two", "--data.samples_per_step=4", "--trainer.devices=2", f"--trainer.strategy={strategy}")
     assert len(one) == len(two) == 4 and one[-1] < one[0]
     assert two == pytest.approx(one, abs=2e-5)
+
+
+def test_two_ranks_start_from_the_same_checkpoint(workplace):
+    """init_from under FSDP2: each rank reads its own rows, and the first loss is that of one rank."""
+    assert main(["make-tiny", "step3vl", "released"]) == 0 and main(["import", "released", "ours"]) == 0
+    start = ["--model.vlm=ours/vlm.yaml", "--model.init_from=ours", "--model.processor.tokenizer=released"]
+    one = losses("one", "--data.samples_per_step=8", *start)
+    more = ["--data.samples_per_step=4", "--trainer.devices=2", f"--trainer.strategy={FSDP2}"]
+    two = losses("two", *more, *start)
+    fresh = losses("fresh", "--data.samples_per_step=8", *start[:1], *start[2:])
+    assert two == pytest.approx(one, abs=2e-5)
+    assert abs(fresh[0] - one[0]) > 1e-3, "random weights gave the same loss: the checkpoint was not read"
