@@ -35,7 +35,7 @@ from step3vl.precision import fast_precision
 from step3vl.stages import Stage
 
 VERBS = ("fit", "validate", "test", "predict")
-TOP_KEYS = ("seed_everything", "trainer", "model", "data", "suite", "ckpt_path", "weights_only", "verbose")
+TOP_KEYS = ("scale", "seed_everything", "trainer", "model", "data", "suite", "ckpt_path", "weights_only", "verbose")
 
 
 @dataclass
@@ -117,6 +117,7 @@ class Step3VLCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--scale", type=str, default="paper", help="Recorded beside every number of this run.")
         parser.add_argument(
             "--suite", type=dict[str, Benchmark] | None, default=None, help="Held-out benchmarks by name."
         )
@@ -185,7 +186,7 @@ class Step3VLCLI(LightningCLI):
         folder = Path(self.trainer.default_root_dir)
         facts = {
             "command": "step3vl " + " ".join(sys.argv[1:]),
-            "scale": self.command.scale or "paper",
+            "scale": self.config[self.subcommand].scale,
             "seed": self.config[self.subcommand].seed_everything,
             "label": self.composed.row.get("label", folder.name),
             "checkpoint": ckpt_path,
@@ -194,8 +195,8 @@ class Step3VLCLI(LightningCLI):
             "optimizer": self.config[self.subcommand].model.init_args.optimizer.class_path,
             "evaluation_cpu_s": round(time.process_time() - start_s, 1),
         }
-        metrics = write_report(folder, model.suite, model.records, facts)
-        print_scores(metrics)
+        if self.trainer.is_global_zero:
+            print_scores(write_report(folder, model.suite, model.records, facts))
 
     def predict(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Answer the suite's cases without scoring blind; writes predictions.jsonl into the run folder."""
@@ -247,6 +248,7 @@ def parse(parser: LightningArgumentParser, command: Command, composed: Composed)
     for needed in ("model", "data"):
         if not isinstance(config.get(needed), dict):
             raise ConfigError(f"{needed} is missing: a run needs model, data and trainer")
+    config["scale"] = command.scale or config.get("scale") or "paper"  # a resolved tiny run stays a tiny run
     config["trainer"] = dict(config.get("trainer") or {})
     config["trainer"].setdefault("default_root_dir", str(run_folder(command)))
     check_keys(config["trainer"], Trainer, "trainer")

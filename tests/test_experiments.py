@@ -25,6 +25,9 @@ def test_two_steps_then_scores(run, workplace, capsys):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["provenance"]["scale"] == "tiny" and metrics["scores"]["reading"]["num_cases"] == 2
     assert 0 <= metrics["scores"]["reading"]["score"] <= 1
+    assert main(["test", "-c", str(folder / "config.yaml"), *short[:-1], "--ckpt_path=last"]) == 0
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["scores"] == metrics["scores"] and again["provenance"]["scale"] == "tiny"
     assert len((folder / "cases.jsonl").read_text().splitlines()) == sum(
         s["num_cases"] for s in metrics["scores"].values()
     )

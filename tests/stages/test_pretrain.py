@@ -1,5 +1,6 @@
 """Exact normalisation: accumulation, packing and the number of ranks change nothing; resume continues the same run."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_a_batch_without_labels_is_refused(small_corpus):
 
 
 def test_resumed_equals_uninterrupted(small_corpus, tmp_path):
-    make = lambda groups: MuonAdamW(groups, lr=1e-2)  # noqa: E731
+    make = partial(MuonAdamW, lr=1e-2)
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     keep = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
@@ -143,7 +144,10 @@ def test_the_paper_model_has_the_published_size():
     config = compose(["vlm/step3vl_10b.yaml"]).config
     with torch.device("meta"):
         vlm = parser.instantiate_classes(parser.parse_object({"vlm": config})).vlm
-    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+
     assert count(vlm.vision_encoder) == 1_743_503_104
     assert count(vlm.projector) == 212_345_856 + 25_165_824
     assert count(vlm.decoder) == 8_190_735_360
