@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENV := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test check format bench clean
+.PHONY: help install reproduce tiny test check format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, tra
 	$(BIN)/step3vl data make corpus --scale tiny
 	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
+
+tiny: $(VENV)/ok ## both pre-training phases and both SFT stages at tiny scale, one verdict line a stage
+	$(BIN)/step3vl data make corpus --scale tiny
+	$(BIN)/step3vl chain experiments/step3vl_10b --scale tiny
 
 test: $(VENV)/ok ## the test suite (about five minutes on two cores)
 	$(BIN)/python -m pytest

@@ -19,6 +19,8 @@ train and measure (Lightning)
   predict    answers of the suite:    step3vl predict -c FILE --ckpt_path=last
              --print_config shows the resolved run and stops; its output runs again by itself
 
+  chain FOLDER                        fit and test every numbered stage in order; finished ones are kept
+
 ablations
   ablate list                         tables, their rows, what is finished
   ablate run FOLDER                   train and score every row and seed; finished ones are kept
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "140")  # tables in logs and pipes keep their numbers whole
     verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
-    verbs |= {"ablate": _ablate, "data": _data, "info": _info}
+    verbs |= {"chain": _chain, "ablate": _ablate, "data": _data, "info": _info}
     verbs |= {"import": _checkpoints, "export": _checkpoints, "make-tiny": _checkpoints}
     verbs |= {"ask": _ask}
     try:
@@ -136,6 +138,19 @@ def _ablate(args: list[str]) -> int:
         case "diff":
             ablation.print_diff(options.a, options.b, options.scale)
     return 0
+
+
+def _chain(args: list[str]) -> int:
+    from step3vl.chain import run_chain
+
+    parser = argparse.ArgumentParser(prog="step3vl chain")
+    parser.add_argument("folder", type=Path, help="a folder of stages, 1_NAME.yaml, 2_NAME.yaml, ...")
+    parser.add_argument("--scale", default="paper", help="paper or tiny")
+    options, overrides = parser.parse_known_args(args[1:])
+    bad = [word for word in overrides if not (word.startswith("--") and "=" in word)]
+    if bad:
+        raise ConfigError(f"chain: unknown argument {bad[0]!r}; overrides are --KEY=VALUE and go to every stage")
+    return run_chain(options.folder, options.scale, [word[2:] for word in overrides])
 
 
 def _data(args: list[str]) -> int:
@@ -235,6 +250,6 @@ def _info(args: list[str]) -> int:
     }
     for extra, module in (extras | {"docs": "material", "dev": "pytest"}).items():
         missing = find_spec(module) is None
-        table.add_row(f"extra {extra}", escape(f"missing: pip install 'step3vl[{extra}]'") if missing else "installed")
+        table.add_row(f"extra {extra}", escape(f"missing: pip install -e '.[{extra}]'") if missing else "installed")
     Console().print(table)
     return 0

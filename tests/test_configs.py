@@ -17,7 +17,10 @@ RUNS = sorted(
     for p in (ROOT / f).rglob("*.yaml")
     if p.name[0] != "_"
 )
-OTHER_CLASS = {"optimizer/ablation.yaml"}  # docs/decisions.md: tiny rows train with Muon + AdamW
+OTHER_CLASS = {
+    "optimizer/ablation.yaml",
+    "optimizer/stages.yaml",
+}  # Muon + AdamW when tiny (docs/decisions.md)
 
 
 def shape(node):
@@ -31,7 +34,7 @@ def shape(node):
 
 def composed(card, scale, folder):
     """A card as a part of a run, because cards may refer to the run's vars."""
-    names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1}"
+    names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1, adamw_lr: 1}"
     (folder / "one.yaml").write_text(f"vars: {names}\ntrainer: {{max_steps: 1}}\ncard: {card}\n")
     return compose([folder / "one.yaml"], scale=scale).config["card"]
 

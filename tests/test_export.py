@@ -118,7 +118,11 @@ def test_parts_are_loaded_by_name_and_mistakes_are_sentences(workplace, tiny, ca
 
 
 def test_export_refuses_what_the_layout_has_no_place_for(workplace, tiny, capsys):
-    assert "DINOv3" in error(capsys, "export", dinov3_run(workplace), "out")
+    dinov3 = other_run(workplace, "vision_encoder", "vision/dinov3_vitl16.yaml")
+    assert "DINOv3" in error(capsys, "export", dinov3, "out")
+    deepstack = other_run(workplace, "deepstack", "deepstack/pool_mlp.yaml")
+    assert "deepstack is on: the released STEP3-VL layout has no place" in error(capsys, "export", deepstack, "out")
+    assert open_model(deepstack)[0].deepstack is not None  # refused, but a run like any other
     assert "already exists" in error(capsys, "export", tiny, tiny)
     assert "no folder nowhere" in error(capsys, "export", "nowhere", "out")
     Path("empty").mkdir()
@@ -127,14 +131,14 @@ def test_export_refuses_what_the_layout_has_no_place_for(workplace, tiny, capsys
     assert not Path("out").exists() and not Path("out.part").exists()
 
 
-def dinov3_run(folder):
-    """A run folder as fit leaves it, for another encoder; its weights are never reached."""
+def other_run(folder, part, given):
+    """A run folder as fit leaves it, with another card for one part."""
     from step3vl.checkpoints.model import build
     from step3vl.models import VisionLanguageModel
 
-    run = folder / "dinov3"
+    run = folder / part
     card = compose(["vlm/step3vl_10b.yaml"], scale="tiny").config
-    card["init_args"]["vision_encoder"] = compose(["vision/dinov3_vitl16.yaml"], scale="tiny").config
+    card["init_args"][part] = compose([given], scale="tiny").config
     (run / "checkpoints").mkdir(parents=True)
     state = {f"vlm.{k}": v for k, v in build(card, VisionLanguageModel).state_dict().items()}
     torch.save({"state_dict": state}, run / "checkpoints" / "last.ckpt")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from step3vl.models import ConvProjector, Qwen3Decoder, VisionLanguageModel
+from step3vl.models import ConvProjector, DeepStack, Qwen3Decoder, VisionLanguageModel
 from step3vl.models.vision import PELang
 from step3vl.types import MultiCrop
 from step3vl.weights import (
@@ -262,6 +262,27 @@ def test_every_difference_is_an_error_unless_it_is_named(tmp_path):
     after = model.state_dict()
     assert torch.equal(after["decoder.model.norm.weight"], before["decoder.model.norm.weight"])
     assert torch.equal(after["decoder.lm_head.weight"], theirs["lm_head.weight"])
+
+
+def test_deepstack_starts_fresh_on_a_model_that_had_none(tmp_path):
+    """The released model has no DeepStack: it is named in `ignore`, and the rest is loaded."""
+    plain, model = tiny_vlm(1), tiny_vlm(2)
+    model.deepstack = DeepStack(model.vision_encoder.hidden_size, 32, taps=[0], inject_after=[0])
+    before = {name: tensor.clone() for name, tensor in model.deepstack.state_dict().items()}
+    source = open_source(saved(tmp_path / "whole", released(plain)))
+    text = sentence(lambda: load_into(model, source), "6 keys are missing", "init_ignore: ['deepstack.mergers']")
+    assert "init_from: {" not in text
+    report = load_into(model, source, ["^deepstack"])
+    assert len(report.missing) == len(before) == 6
+    same(model.deepstack.state_dict(), before)
+    assert torch.equal(model.decoder.lm_head.weight, plain.decoder.lm_head.weight)
+    again = tiny_vlm(3)
+    again.deepstack = DeepStack(model.vision_encoder.hidden_size, 32, taps=[0], inject_after=[0])
+    torch.save(model.state_dict(), tmp_path / "ours.pt")
+    assert load_into(again, open_source(tmp_path / "ours.pt")).layout.name == "ours"
+    same(again.state_dict(), model.state_dict())
+    torch.save(released(plain), tmp_path / "part.pt")
+    sentence(lambda: load_parts(again, {"deepstack": str(tmp_path / "part.pt")}), "which has no deepstack")
 
 
 def test_many_differences_are_counted(tmp_path):

@@ -56,10 +56,11 @@ class Job:
     def prepare(self) -> None:
         """Keep what an earlier run of this configuration left; set aside what another configuration left."""
         mark = self.folder / "started.json"
-        if mark.is_file() and json.loads(mark.read_text())["fingerprint"] != self.row.fingerprint:
+        found = json.loads(mark.read_text())["fingerprint"] if mark.is_file() else None
+        if found != self.row.fingerprint and (found or (self.folder / "checkpoints").is_dir()):
             aside = self.folder.with_name(f"{self.folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
             shutil.move(self.folder, aside)
-            Console().print(f"{self.name}: the row changed since it ran; the old run is kept in {aside}")
+            Console().print(f"{self.name}: its configuration changed since it ran; the old run is kept in {aside}")
         self.folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps({"fingerprint": self.row.fingerprint}) + "\n")
 

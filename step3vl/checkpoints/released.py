@@ -32,9 +32,14 @@ def released_config(card: dict[str, Any], processor: Processor, dtype: str) -> d
     """config.json for a completed card of the model.
 
     Raises:
-        ValueError: a part is of another class than the released model's, so the layout has no place for it.
+        ValueError: a part is of another class than the released model's, or DeepStack is on: the layout has no place
+            for it.
     """
     vision, projector, text = (_arguments(card, part) for part in CLASSES)
+    if card["init_args"].get("deepstack") is not None:
+        raise ValueError(
+            "deepstack is on: the released STEP3-VL layout has no place for it; a model without it can be exported"
+        )
     if vision["layer_scale"] is None:
         raise ValueError("the released tower has LayerScale; layer_scale must be a number")
     views = vision["layout"] or {}

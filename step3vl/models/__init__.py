@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from step3vl.models.decoder import LanguageDecoder, Qwen3Decoder
+    from step3vl.models.deepstack import DeepStack
     from step3vl.models.projector import ConvProjector, Projector
     from step3vl.models.vlm import VisionLanguageModel
 
-__all__ = ["ConvProjector", "LanguageDecoder", "Projector", "Qwen3Decoder", "VisionLanguageModel"]
+__all__ = ["ConvProjector", "DeepStack", "LanguageDecoder", "Projector", "Qwen3Decoder", "VisionLanguageModel"]
 
 _HOME = {
     "ConvProjector": "step3vl.models.projector",
+    "DeepStack": "step3vl.models.deepstack",
     "LanguageDecoder": "step3vl.models.decoder",
     "Projector": "step3vl.models.projector",
     "Qwen3Decoder": "step3vl.models.decoder",

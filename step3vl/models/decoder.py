@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,13 @@ from step3vl.models.attention import document_lengths, packing_arguments, regist
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+
+class Injection(NamedTuple):
+    """What is added to hidden states inside the decoder (DeepStack). Order of V: reading order over the rows."""
+
+    at: Tensor  # [B,T] bool, True at the V visual positions
+    added: dict[int, Tensor]  # number of a layer -> [V,D], added to its output at those positions
 
 
 class LanguageDecoder(nn.Module, ABC):
@@ -41,11 +48,13 @@ class LanguageDecoder(nn.Module, ABC):
         position_ids: Tensor,
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
+        injection: Injection | None = None,
     ) -> Tensor:
         """Embeddings [B,T,D] -> hidden states [B,T,D].
 
         Without cache and mask the rows are packed: a document starts wherever a position [B,T] is 0, and sees only
         itself. With a cache or a mask each row is one sequence; the mask [B, cached + T] is True at real tokens.
+        An injection is added after the layers that it names; None, as in steps without images, adds nothing.
         """
 
     @abstractmethod
@@ -161,9 +170,10 @@ class Qwen3Decoder(LanguageDecoder):
         position_ids: Tensor,
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
+        injection: Injection | None = None,
     ) -> Tensor:
         if cache is None and attention_mask is None:
-            return self._packed(embeds, position_ids)
+            return self._packed(embeds, position_ids, injection)
         if attention_mask is not None and embeds.shape[1] == 1 and self.attention != "flash_attention_2":
             attention_mask = attention_mask[:, None, None].bool()  # [B,1,1,K]: one query sees every real token
         return self.model(
@@ -172,16 +182,29 @@ class Qwen3Decoder(LanguageDecoder):
             past_key_values=cache,
             attention_mask=attention_mask,
             use_cache=cache is not None,
+            **_deepstack_arguments(injection),
         ).last_hidden_state
 
-    def _packed(self, embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def _packed(self, embeds: Tensor, position_ids: Tensor, injection: Injection | None) -> Tensor:
         lengths = document_lengths(position_ids)
         dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)  # keeps transformers from a T x T mask
+        if injection is not None:
+            injection = injection._replace(at=injection.at.flatten()[None])  # [1,B*T]
         hidden = self.model(
             inputs_embeds=embeds.flatten(0, 1)[None],  # [1,B*T,D]
             position_ids=position_ids.flatten()[None],
             attention_mask=dummy if self.attention == "per_document" else None,
             use_cache=False,
             **packing_arguments(lengths, embeds.device),
+            **_deepstack_arguments(injection),
         ).last_hidden_state
         return hidden.view_as(embeds)
+
+
+def _deepstack_arguments(injection: Injection | None) -> dict[str, Any]:
+    """The injection as transformers takes it: one entry for each layer from the first; a skipped layer gets a zero."""
+    if injection is None:
+        return {}
+    nothing = torch.zeros((), device=injection.at.device)
+    added = [injection.added.get(layer, nothing) for layer in range(max(injection.added) + 1)]
+    return {"visual_pos_masks": injection.at, "deepstack_visual_embeds": added}

@@ -9,13 +9,14 @@ Shapes: B rows, T tokens a row, D decoder width, V visual tokens of the whole ba
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from step3vl.models.attention import document_lengths
-from step3vl.models.decoder import LanguageDecoder
+from step3vl.models.decoder import Injection, LanguageDecoder
+from step3vl.models.deepstack import DeepStack
 from step3vl.models.projector import Projector
 from step3vl.models.vision.base import VisionEncoder
 from step3vl.types import Batch, Grids, ImageSpec
@@ -31,6 +32,10 @@ class VisionLanguageModel(nn.Module):
         vision_encoder: turns views into grids of features.
         projector: builds the projector from the encoder's and the decoder's width.
         decoder: the language model.
+        deepstack: builds, from the same widths, what carries inner encoder layers into the decoder; None: nothing does.
+
+    Raises:
+        ValueError: DeepStack names a layer that is not there, or makes another number of tokens than the projector.
     """
 
     def __init__(
@@ -38,11 +43,15 @@ class VisionLanguageModel(nn.Module):
         vision_encoder: VisionEncoder,
         projector: Callable[[int, int], Projector],
         decoder: LanguageDecoder,
+        deepstack: Callable[[int, int], DeepStack] | None = None,
     ) -> None:
         super().__init__()
         self.vision_encoder = vision_encoder
         self.projector = projector(vision_encoder.hidden_size, decoder.hidden_size)
         self.decoder = decoder
+        self.deepstack = None if deepstack is None else deepstack(vision_encoder.hidden_size, decoder.hidden_size)
+        if self.deepstack is not None:
+            self._check_deepstack(self.deepstack)
         self.image_token_id: int | None = None
 
     def bind(self, image_token_id: int) -> None:
@@ -72,6 +81,8 @@ class VisionLanguageModel(nn.Module):
         self.vision_encoder.init_weights()
         self.projector.init_weights()
         self.decoder.init_weights()
+        if self.deepstack is not None:
+            self.deepstack.init_weights()
 
     def forward(self, batch: Batch, cache: Cache | None = None, attention_mask: Tensor | None = None) -> Tensor:
         """Hidden states [B,T,D] of packed rows; with a cache or a mask [B, cached + T], of one sequence a row.
@@ -80,16 +91,23 @@ class VisionLanguageModel(nn.Module):
             ValueError: there are images before `bind`, or as many visual tokens as placeholders are not there.
         """
         embeds = self.decoder.embed(batch.input_ids)  # [B,T,D]
+        injection = None
         if batch.images is not None:
-            embeds = self.place(embeds, self.encode_images(batch.images), batch)
+            visual, levels = self.encode_images(batch.images)
+            embeds = self.place(embeds, visual, batch)
+            if self.deepstack is not None:
+                at = batch.input_ids.eq(cast(int, self.image_token_id))  # [B,T]; an int, or `place` had raised
+                injection = Injection(at, dict(zip(self.deepstack.inject_after, levels, strict=True)))
         elif self.image_token_id is not None:
             self._check(int((batch.input_ids == self.image_token_id).sum()), 0, batch)
-        return self.decoder(embeds, batch.position_ids, cache, attention_mask)
+        return self.decoder(embeds, batch.position_ids, cache, attention_mask, injection)
 
-    def encode_images(self, images: Grids) -> Tensor:
-        """Visual tokens of all views, in reading order: [V,D]."""
-        views = self.vision_encoder(images).final.map(self.projector).unstack()  # each [h,w,D]
-        return torch.cat([view.flatten(0, 1) for view in views])
+    def encode_images(self, images: Grids) -> tuple[Tensor, list[Tensor]]:
+        """Visual tokens of all views in reading order [V,D], and DeepStack's levels [V,D] in the same order."""
+        features = self.vision_encoder(images, () if self.deepstack is None else self.deepstack.taps)
+        views = features.final.map(self.projector).unstack()  # each [h,w,D]
+        visual = torch.cat([view.flatten(0, 1) for view in views])
+        return visual, [] if self.deepstack is None else self.deepstack(features.taps)
 
     def place(self, embeds: Tensor, visual: Tensor, batch: Batch) -> Tensor:
         """Put visual tokens [V,D] into embeddings [B,T,D] at the placeholders, in reading order."""
@@ -98,6 +116,23 @@ class VisionLanguageModel(nn.Module):
         at = (batch.input_ids.flatten() == self.image_token_id).nonzero().squeeze(1)  # [V]
         self._check(len(at), len(visual), batch)
         return embeds.flatten(0, 1).index_copy(0, at, visual.to(embeds.dtype)).view_as(embeds)
+
+    def _check_deepstack(self, deepstack: DeepStack) -> None:
+        for name, numbers, part in (
+            ("taps", deepstack.taps, self.vision_encoder),
+            ("inject_after", deepstack.inject_after, self.decoder),
+        ):
+            if max(numbers) >= len(part.blocks()):
+                raise ValueError(
+                    f"deepstack: {name} is {list(numbers)}, but {type(part).__name__} has the layers 0 to "
+                    f"{len(part.blocks()) - 1}"
+                )
+        for side in range(1, 129):
+            if deepstack.grid(side) != self.projector.grid(side):
+                raise ValueError(
+                    f"deepstack makes {deepstack.grid(side)} tokens a side of {side} grid cells, the projector "
+                    f"{type(self.projector).__name__} makes {self.projector.grid(side)}; they must be equal"
+                )
 
     def _check(self, num_placeholders: int, num_visual: int, batch: Batch) -> None:
         if num_placeholders != num_visual:

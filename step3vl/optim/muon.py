@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic coefficients of the Muon reference
@@ -77,24 +78,31 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, group: dict) -> None:
-        by_shape: dict[tuple, list[tuple[Tensor, Tensor]]] = {}  # equal shapes share one batched Newton-Schulz
-        for parameter, parts in zip(group["params"], group["num_parts"]):
-            if parameter.grad is None:
-                continue
+        """Sharded gradients are gathered once a matrix; each rank orthogonalises the whole and keeps its own rows."""
+        by_shape: dict[tuple, list[tuple[int, Tensor]]] = {}  # equal shapes share one batched Newton-Schulz
+        parameters = [p for p in group["params"] if p.grad is not None]
+        counts = [n for p, n in zip(group["params"], group["num_parts"]) if p.grad is not None]
+        for number, (parameter, num_parts) in enumerate(zip(parameters, counts)):
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter, dtype=torch.float32)
             buffer = state["momentum_buffer"]
             buffer.lerp_(parameter.grad.float(), 1 - group["momentum"])
-            update = torch.lerp(parameter.grad.float(), buffer, group["momentum"])  # [R,C] Nesterov
+            update = torch.lerp(parameter.grad.float(), buffer, group["momentum"])  # Nesterov
+            whole = update.full_tensor() if isinstance(update, DTensor) else update
+            for piece in whole.flatten(1).chunk(num_parts):  # [R,C]
+                by_shape.setdefault(tuple(piece.shape), []).append((number, piece))
+        directions: list[list[Tensor]] = [[] for _ in parameters]
+        for (rows, columns), pieces in by_shape.items():
+            found = orthogonalise(torch.stack([piece for _, piece in pieces]), group["ns_steps"])  # [m,R,C]
+            for (number, _), direction in zip(pieces, found):
+                directions[number].append(direction * (0.2 * max(rows, columns) ** 0.5))
+        for parameter, parts in zip(parameters, directions):
+            step = torch.cat(parts).view(parameter.shape).to(parameter.dtype)
+            if isinstance(parameter, DTensor):
+                step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            for weight, piece in zip(parameter.view(len(parameter), -1).chunk(parts), update.flatten(1).chunk(parts)):
-                by_shape.setdefault(tuple(piece.shape), []).append((weight, piece))
-        for (rows, columns), pairs in by_shape.items():
-            directions = orthogonalise(torch.stack([piece for _, piece in pairs]), group["ns_steps"])  # [m,R,C]
-            scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
-            for (weight, _), direction in zip(pairs, directions):
-                weight.sub_(direction.to(weight.dtype), alpha=scale)
+            parameter.sub_(step, alpha=group["lr"])
 
     def _adamw(self, group: dict) -> None:
         grads, params, firsts, seconds = [], [], [], []

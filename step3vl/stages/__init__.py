@@ -2,5 +2,6 @@
 
 from .base import Stage
 from .pretrain import PretrainStage
+from .sft import SFTStage
 
-__all__ = ["PretrainStage", "Stage"]
+__all__ = ["PretrainStage", "SFTStage", "Stage"]

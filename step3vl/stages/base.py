@@ -8,6 +8,7 @@ path, and neither accumulation nor uneven ranks change the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,6 +91,8 @@ class Stage(LightningModule):
     def load_initial_weights(self) -> None:
         """Load `init_from` once, unless the trainer has restored a checkpoint; a shard reads only its own rows."""
         if self.init_from is not None and self.trainer.ckpt_path is None:
+            for path in [self.init_from] if isinstance(self.init_from, str) else self.init_from.values():
+                check_source(path)
             for report in load_parts(self.vlm, self.init_from, self.init_ignore):
                 self.print(f"init_from {report.source.path}: {len(report.loaded)} tensors ({report.layout.name})")
         self.init_from = None  # a later test of the same object keeps what was trained
@@ -176,3 +179,19 @@ class Stage(LightningModule):
             raise ValueError("model.sampling is not set: say how to generate, e.g. --model.sampling.max_new_tokens=16")
         name = list(self.suite)[dataloader_idx]
         return measure(name, self.suite[name], cases, self.sampler(len(cases)), self.sampling, blind=False)
+
+
+def check_source(path: str) -> None:
+    """Raises ValueError when nothing is at `path`; for a run of ours it says which file makes it."""
+    if Path(path).exists():
+        return
+    parts = Path(path).parts
+    scale = "tiny" if parts[:2] == ("runs", "tiny") else "paper"
+    inside = parts[2:] if scale == "tiny" else parts[1:]
+    if parts[:1] != ("runs",) or not inside:
+        raise ValueError(f"model.init_from: nothing is at {path}; give a run, a checkpoint's folder or file, or null")
+    file = Path(*inside).with_name(f"{inside[-1]}.yaml")
+    raise ValueError(
+        f"model.init_from: there is no run at {path}; make it with: step3vl fit -c {file} --scale {scale}, or give "
+        "another place, or null"
+    )

@@ -1,7 +1,7 @@
 """Names in published checkpoints <-> names here. A layout is an ordered list of prefixes; the first match wins.
 
-Names here start with `vision_encoder.`, `projector.` or `decoder.`. STEP3-VL's names are those of the release: the
-tower's two convolutions live in `vision_model`, here in the projector.
+Names here start with `vision_encoder.`, `projector.`, `decoder.` or `deepstack.`. STEP3-VL's names are those of the
+release: the tower's two convolutions live in `vision_model`, here in the projector.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from step3vl.weights.source import Entry
 
 ENCODER = "vision_encoder."
-PARTS = ("vision_encoder", "projector", "decoder")
+PARTS = ("vision_encoder", "projector", "decoder", "deepstack")
+OPTIONAL = {"deepstack"}
+"""Parts that a whole model may lack."""
 
 
 @dataclass(frozen=True)

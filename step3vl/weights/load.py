@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from step3vl.weights.layouts import PARTS, Layout, detect
+from step3vl.weights.layouts import OPTIONAL, PARTS, Layout, detect
 from step3vl.weights.source import TensorSource, open_source
 
 SHOWN = 5
@@ -70,10 +70,10 @@ def load_into(
     """Copy a source into `module` in place, casting to the parameters' number format.
 
     Args:
-        module: names its parameters `vision_encoder.*`, `projector.*`, `decoder.*`.
+        module: names its parameters `vision_encoder.*`, `projector.*`, `decoder.*`, `deepstack.*`.
         source: from `open_source`.
         ignore: regular expressions, searched in names, of differences that are accepted.
-        part: fill this part alone: vision_encoder, projector or decoder. What the source has for others is left alone.
+        part: fill this part alone, one of `PARTS`. What the source has for others is left alone.
         layout: how the source names tensors; None: found from the names.
 
     Raises:
@@ -190,14 +190,15 @@ def _list(problem: str, names: list[str], show: Callable[[str], str] = str) -> s
 
 
 def _advice(missing: list[str], unexpected: list[str], misshaped: list[str]) -> str:
-    parts = {name.split(".")[0] for name in missing}
+    parts = {name.split(".")[0] for name in missing} - OPTIONAL
+    whole = [part for part in PARTS if part not in OPTIONAL]
     ways = []
     if missing == ["decoder.lm_head.weight"]:
         ways.append("the checkpoint ties its output layer to the embedding: set tie_embeddings: true in the decoder")
     elif misshaped:
         ways.append("model and checkpoint are of different sizes: use the card of this checkpoint")
-    elif parts and parts < set(PARTS):
-        given = next(part for part in PARTS if part not in parts)
+    elif parts and parts < set(whole):
+        given = next(part for part in whole if part not in parts)
         ways.append(f"if the checkpoint is one part of a model, say which: init_from: {{{given}: PATH}}")
     example = ".".join((missing + unexpected + misshaped)[0].split(".")[:2])
     ways.append(f"to accept a difference, name it: init_ignore: ['{example}'] (--ignore on the command line)")

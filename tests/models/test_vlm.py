@@ -62,10 +62,10 @@ def test_tiny_twin_has_the_same_structure(card) -> None:
 
 def test_visual_tokens_land_at_placeholders_in_reading_order() -> None:
     vlm, packed = model(), mixed()
-    visual = vlm.encode_images(packed.images)
-    assert visual.shape == (CROP + 2 * GLOBAL, 48)
+    visual, levels = vlm.encode_images(packed.images)
+    assert visual.shape == (CROP + 2 * GLOBAL, 48) and levels == []
     views = packed.images.unstack()
-    alone = [vlm.encode_images(Grids.stack([view])) for view in views]
+    alone = [vlm.encode_images(Grids.stack([view]))[0] for view in views]
     torch.testing.assert_close(visual, torch.cat(alone), rtol=0, atol=1e-5)
     placed = vlm.place(vlm.decoder.embed(packed.input_ids), visual, packed)[0]
     is_image = packed.input_ids[0] == IMAGE

@@ -1,0 +1,151 @@
+"""A chain of stages: every numbered experiment of a folder in order, each from the weights of the one before.
+
+Runs live where `step3vl fit` puts them, runs/[tiny/]experiments/<chain>/<stage>. Finished ones are kept as long as
+neither they nor a stage before them changed. At the end: one verdict line a stage, and all loss curves in one picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from step3vl.ablation.plot import read_curve
+from step3vl.ablation.rows import Row, table_folder
+from step3vl.ablation.run import LINE_EVERY_S, Job
+from step3vl.config import ConfigError, nearest
+
+WINDOW = 5
+"""Logged losses over which the first and the last of a verdict are averaged."""
+
+
+@dataclass
+class Link(Row):
+    """One stage of a chain: a run without a seed folder, which is stale when a stage before it is."""
+
+    before: Link | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        own = super().fingerprint
+        return own if self.before is None else hashlib.sha256((self.before.fingerprint + own).encode()).hexdigest()[:16]
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed_everything") or 0)
+
+    def run_folder(self, seed: int) -> Path:
+        return table_folder(self.file.parent, self.scale) / self.file.stem
+
+
+def read_links(folder: Path, scale: str, overrides: Sequence[str] = ()) -> list[Link]:
+    """The stages of a chain: files named <number>_<name>.yaml, by number. Raises ConfigError when there is none."""
+    numbered = {path: re.match(r"\d+(?=_)", path.name) for path in folder.glob("*.yaml")}
+    files = sorted((int(match[0]), path) for path, match in numbered.items() if match)
+    if not files:
+        near = sorted({str(p.parent) for p in Path("experiments").glob("*/1_*.yaml")})
+        raise ConfigError(f"{folder} holds no numbered stage (1_*.yaml, ...); {nearest(str(folder), near)}")
+    links: list[Link] = []
+    for _, path in files:
+        links.append(Link(path, scale, list(overrides), before=links[-1] if links else None))
+    return links
+
+
+def run_chain(folder: Path, scale: str, overrides: Sequence[str] = ()) -> int:
+    """Train and score every stage in order. Returns 0 when all finished, 1 when one failed (no other follows)."""
+    console = Console()
+    links = read_links(folder, scale, overrides)
+    for link in links:
+        if link.metrics(link.seed) is not None:
+            console.print(f"{link.file.stem}: finished before, kept", highlight=False)
+            continue
+        job = Job(link, link.seed)
+        job.prepare()
+        for phase in ("fit", "test"):
+            console.print(f"{link.file.stem}: {phase}, log in {job.log}", highlight=False)
+            if _run(job, phase, console) != 0:
+                console.print(f"{link.file.stem} failed in {phase}; the end of {job.log}:", style="red")
+                tail = job.log.read_text(errors="replace").splitlines()[-5:]
+                console.print("\n".join(tail), markup=False, highlight=False)
+                return 1
+        job.finish()
+    console.print(f"\n{folder} at {scale} scale; blind = the same model, images masked", highlight=False)
+    for link in links:
+        console.print(verdict(link), markup=False, highlight=False, soft_wrap=True)
+    out = table_folder(folder, scale) / "chain.png"
+    plot_chain(out, f"{folder} ({scale} scale)", links)
+    console.print(f"wrote {out}", highlight=False)
+    return 0
+
+
+def verdict(link: Link) -> str:
+    """One line: steps, loss from first to last, each score beside its blind row, how many are above it."""
+    metrics = link.metrics(link.seed)
+    steps, losses = read_curve(link.run_folder(link.seed))
+    if metrics is None or not len(steps):
+        return f"{link.file.stem:<20} not finished"
+    num = link.config["trainer"]["max_steps"]
+    first, last = losses[:WINDOW].mean(), losses[-WINDOW:].mean()
+    scores = metrics["scores"]
+    cells = "  ".join(f"{name} {s['score']:.2f} ({s['blind']:.2f})" for name, s in scores.items())
+    mean, blind = (float(np.mean([s[key] for s in scores.values()])) for key in ("score", "blind"))
+    above = sum(s["score"] > s["blind"] for s in scores.values())
+    return (
+        f"{link.file.stem:<20} {num} steps  loss {first:.3f} -> {last:.3f}  "
+        f"score (blind): mean {mean:.3f} ({blind:.3f})  {cells}  {above} of {len(scores)} above blind"
+    )
+
+
+def plot_chain(out: Path, title: str, links: Sequence[Link]) -> None:
+    """Left: loss of all stages end to end. Right: mean held-out score after each stage, blind beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), width_ratios=(1.6, 1), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    start = 0
+    found: dict[str, list[dict]] = {}
+    for i, link in enumerate(links):
+        steps, losses = read_curve(link.run_folder(link.seed))
+        left.plot(start + steps, losses, color=f"C{i}", marker="." if len(steps) < 3 else None, label=link.file.stem)
+        left.axvline(start, color="grey", linewidth=0.5)
+        start += int(link.config["trainer"]["max_steps"])
+        for name, score in (link.metrics(link.seed) or {"scores": {}})["scores"].items():
+            found.setdefault(name, []).append(score)
+    left.set(xlabel="optimizer step, stages end to end", ylabel="training loss (nats a supervised token)")
+    left.set(title="Training loss; stages train on different mixtures", yscale="log")
+    left.legend()
+    for i, (name, scores) in enumerate(found.items()):
+        right.plot([s["score"] for s in scores], color=f"C{i}", marker="o", label=name)
+        right.plot([s["blind"] for s in scores], color=f"C{i}", linestyle=":")
+    right.set_xticks(range(len(links)), [link.file.stem.replace("_", "\n", 1) for link in links], fontsize=8)
+    right.set(ylim=(0, 1), ylabel="score on held-out cases", title="After each stage; dotted: blind")
+    right.legend()
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _run(job: Job, phase: str, console: Console) -> int:
+    """One child process to its end, with a line from its log now and then; it ends with us."""
+    job.start(phase, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    assert job.process is not None
+    last_s = time.monotonic()
+    try:
+        while job.process.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() - last_s > LINE_EVERY_S:
+                last_s = time.monotonic()
+                console.print(f"{job.row.file.stem}: {job.last_line()}", markup=False, highlight=False)
+    finally:
+        if job.process.poll() is None:
+            job.process.terminate()
+    return job.process.returncode
