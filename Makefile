@@ -29,7 +29,7 @@ tiny: $(VENV)/ok ## both pre-training phases and both SFT stages at tiny scale, 
 	$(BIN)/step3vl chain experiments/step3vl_10b --scale tiny
 
 test: $(VENV)/ok ## the test suite (about five minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/ok ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -93,16 +93,17 @@ class MuonAdamW(Optimizer):
             for piece in whole.flatten(1).chunk(num_parts):  # [R,C]
                 by_shape.setdefault(tuple(piece.shape), []).append((number, piece))
         directions: list[list[Tensor]] = [[] for _ in parameters]
-        for (rows, columns), pieces in by_shape.items():
+        for pieces in by_shape.values():
             found = orthogonalise(torch.stack([piece for _, piece in pieces]), group["ns_steps"])  # [m,R,C]
             for (number, _), direction in zip(pieces, found):
-                directions[number].append(direction * (0.2 * max(rows, columns) ** 0.5))
+                directions[number].append(direction)
         for parameter, parts in zip(parameters, directions):
+            scale = group["lr"] * 0.2 * max(parts[0].shape) ** 0.5
             step = torch.cat(parts).view(parameter.shape).to(parameter.dtype)
             if isinstance(parameter, DTensor):
                 step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(step, alpha=group["lr"])
+            parameter.sub_(step, alpha=scale)
 
     def _adamw(self, group: dict) -> None:
         grads, params, firsts, seconds = [], [], [], []
