@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from step3vl.ablation import children
 from step3vl.ablation.plot import read_curve
 from step3vl.ablation.rows import Row, table_folder
-from step3vl.ablation.run import LINE_EVERY_S, Job
+from step3vl.ablation.run import LINE_EVERY_S, Job, report_failure
 from step3vl.config import ConfigError, nearest
+from step3vl.signals import EXIT_UNFINISHED, SignalNote
 
 WINDOW = 5
 """Logged losses over which the first and the last of a verdict are averaged."""
@@ -59,23 +61,28 @@ def read_links(folder: Path, scale: str, overrides: Sequence[str] = ()) -> list[
 
 
 def run_chain(folder: Path, scale: str, overrides: Sequence[str] = ()) -> int:
-    """Train and score every stage in order. Returns 0 when all finished, 1 when one failed (no other follows)."""
+    """Train and score every stage in order.
+
+    Returns 0 when all finished, 1 when one failed (no other follows), 85 when a signal stopped it.
+    """
     console = Console()
     links = read_links(folder, scale, overrides)
-    for link in links:
-        if link.metrics(link.seed) is not None:
-            console.print(f"{link.file.stem}: finished before, kept", highlight=False)
-            continue
-        job = Job(link, link.seed)
-        job.prepare()
-        for phase in ("fit", "test"):
-            console.print(f"{link.file.stem}: {phase}, log in {job.log}", highlight=False)
-            if _run(job, phase, console) != 0:
-                console.print(f"{link.file.stem} failed in {phase}; the end of {job.log}:", style="red")
-                tail = job.log.read_text(errors="replace").splitlines()[-5:]
-                console.print("\n".join(tail), markup=False, highlight=False)
-                return 1
-        job.finish()
+    with children.note_stops() as note:
+        for link in links:
+            if link.metrics(link.seed) is not None:
+                console.print(f"{link.file.stem}: finished before, kept", highlight=False)
+                continue
+            job = Job(link, link.seed)
+            job.prepare()
+            for phase in ("fit", "test"):
+                console.print(f"{link.file.stem}: {phase}, log in {job.log}", highlight=False)
+                status = _run(job, phase, note, console)
+                if note.seen:
+                    return children.exit_status(note, console)
+                if status != 0:
+                    report_failure(job, console)
+                    return EXIT_UNFINISHED if job.was_stopped else 1
+            job.finish()
     console.print(f"\n{folder} at {scale} scale; blind = the same model, images masked", highlight=False)
     for link in links:
         console.print(verdict(link), markup=False, highlight=False, soft_wrap=True)
@@ -127,6 +134,9 @@ def plot_chain(out: Path, title: str, links: Sequence[Link]) -> None:
     for i, (name, scores) in enumerate(found.items()):
         right.plot([s["score"] for s in scores], color=f"C{i}", marker="o", label=name)
         right.plot([s["blind"] for s in scores], color=f"C{i}", linestyle=":")
+    if found and all(len(scores) == len(links) for scores in found.values()):
+        means = np.mean([[s["score"] for s in scores] for scores in found.values()], axis=0)
+        right.plot(means, color="black", linewidth=3, marker="s", label="mean")
     right.set_xticks(range(len(links)), [link.file.stem.replace("_", "\n", 1) for link in links], fontsize=8)
     right.set(ylim=(0, 1), ylabel="score on held-out cases", title="After each stage; dotted: blind")
     right.legend()
@@ -134,18 +144,17 @@ def plot_chain(out: Path, title: str, links: Sequence[Link]) -> None:
     plt.close(figure)
 
 
-def _run(job: Job, phase: str, console: Console) -> int:
-    """One child process to its end, with a line from its log now and then; it ends with us."""
+def _run(job: Job, phase: str, note: SignalNote, console: Console) -> int:
+    """One child process to its end, or to ours, with a line from its log now and then."""
     job.start(phase, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     assert job.process is not None
     last_s = time.monotonic()
     try:
-        while job.process.poll() is None:
-            time.sleep(0.2)
+        while job.process.poll() is None and not note.seen:
+            time.sleep(children.POLL_S)
             if time.monotonic() - last_s > LINE_EVERY_S:
                 last_s = time.monotonic()
                 console.print(f"{job.row.file.stem}: {job.last_line()}", markup=False, highlight=False)
     finally:
-        if job.process.poll() is None:
-            job.process.terminate()
+        children.end([job.process], note, console)
     return job.process.returncode

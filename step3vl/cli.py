@@ -24,11 +24,21 @@ train and measure (Lightning)
 ablations
   ablate list                         tables, their rows, what is finished
   ablate run FOLDER                   train and score every row and seed; finished ones are kept
+  ablate run FOLDER --slurm --nodes N --dry-run|--submit
+                                      the same as a SLURM job array, one element a row and seed
   ablate table FOLDER                 our table beside the paper's; CSV, Markdown and PNG
   ablate diff A B                     only the keys that differ
 
+clusters
+  plan FILE                           memory a GPU, FLOPs, days and checkpoint sizes of a run, before it is queued
+  slurm FILE --nodes N --dry-run|--submit
+                                      the run as a SLURM job that saves and requeues itself
+
 data
   data make OUT                       write the generated corpus as WebDataset shards
+  data import SOURCE --out OUT --domain NAME [--images DIR]
+                                      LLaVA, ShareGPT, Qwen-VL JSON or Hugging Face parquet as shards
+  data validate PATH                  check shards, or a source before it is imported: file, line, field
   data view SHARD                     contact sheet PNG with boxes and points
   data stats FOLDER                   domains, lengths, image tokens
 
@@ -50,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
     verbs |= {"chain": _chain, "ablate": _ablate, "data": _data, "info": _info}
     verbs |= {"import": _checkpoints, "export": _checkpoints, "make-tiny": _checkpoints}
-    verbs |= {"ask": _ask}
+    verbs |= {"ask": _ask, "plan": _plan, "slurm": _slurm}
     try:
         if not args or args[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -84,8 +94,10 @@ def _lightning(args: list[str]) -> int:
         if len(rest) > 1:
             _class_help(rest[1])
         return 0
+    from step3vl.data.malloc import keep_freed_memory
     from step3vl.lightning_cli import Step3VLCLI, read_command
 
+    keep_freed_memory()
     Step3VLCLI(read_command(verb, rest))
     return 0
 
@@ -100,44 +112,9 @@ def _class_help(class_path: str) -> None:
 
 
 def _ablate(args: list[str]) -> int:
-    from step3vl import ablation
+    from step3vl.ablation.command import run
 
-    parser = argparse.ArgumentParser(prog="step3vl ablate")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    listing = verbs.add_parser("list", help="tables, their rows, what is finished")
-    listing.add_argument("--root", type=Path, default=Path("ablations"), help="folder of tables")
-    listing.add_argument("--scale", default="tiny", help="which runs count as finished")
-    run = verbs.add_parser("run", help="train and score every row and seed; finished ones are kept")
-    run.add_argument("folder", type=Path, help="a table: a folder with one YAML a row")
-    run.add_argument("--scale", default="paper", help="paper or tiny")
-    run.add_argument("--seeds", type=int, default=1, help="seeds 0..N-1 a row")
-    run.add_argument(
-        "-j", "--jobs", type=int, default=None, help="rows at a time (default: CPU cores, or 1 with a GPU)"
-    )
-    table = verbs.add_parser("table", help="our table beside the paper's; writes CSV, Markdown, PNG")
-    table.add_argument("folder", type=Path)
-    table.add_argument("--scale", default="tiny", help="paper or tiny")
-    diff = verbs.add_parser("diff", help="only the keys that differ")
-    diff.add_argument("a", type=Path)
-    diff.add_argument("b", type=Path)
-    diff.add_argument("--scale", default="paper", help="paper or tiny")
-    options, overrides = parser.parse_known_args(args[1:])
-    bad = [word for word in overrides if not (word.startswith("--") and "=" in word)]
-    if bad or (overrides and options.verb != "run"):
-        raise ConfigError(
-            f"ablate {options.verb}: unknown argument {(bad or overrides)[0]!r}; overrides are --KEY=VALUE"
-        )
-    match options.verb:
-        case "list":
-            ablation.print_tables(options.root, options.scale)
-        case "run":
-            keys = [word[2:] for word in overrides]
-            return ablation.run_table(options.folder, options.scale, options.seeds, options.jobs, keys)
-        case "table":
-            ablation.print_table(options.folder, options.scale)
-        case "diff":
-            ablation.print_diff(options.a, options.b, options.scale)
-    return 0
+    return run(args[1:])
 
 
 def _chain(args: list[str]) -> int:
@@ -154,6 +131,8 @@ def _chain(args: list[str]) -> int:
 
 
 def _data(args: list[str]) -> int:
+    from step3vl.data.importers import command as importing
+
     parser = argparse.ArgumentParser(prog="step3vl data")
     verbs = parser.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("make", help="write the generated corpus as WebDataset shards")
@@ -170,7 +149,12 @@ def _data(args: list[str]) -> int:
     stats.add_argument("folder", type=Path)
     stats.add_argument("--run", default=None, help="experiment whose processor counts tokens")
     stats.add_argument("--scale", default="tiny", help="scale of that experiment")
+    importing.add_verbs(verbs)
     options = parser.parse_args(args[1:])
+    if options.verb == "import":
+        return importing.run_import(options)
+    if options.verb == "validate":
+        return importing.run_validate(options)
     if options.verb == "make":
         from step3vl.data.corpus.make import make_corpus
 
@@ -219,6 +203,18 @@ def _ask(args: list[str]) -> int:
     return run(args[1:])
 
 
+def _plan(args: list[str]) -> int:
+    from step3vl.plan.command import run
+
+    return run(args[1:])
+
+
+def _slurm(args: list[str]) -> int:
+    from step3vl.slurm.command import run
+
+    return run(args[1:])
+
+
 def _info(args: list[str]) -> int:
     """Versions, device and, for each extra that is not installed, the pip line."""
     import platform
@@ -243,7 +239,8 @@ def _info(args: list[str]) -> int:
     table.add_row("precision chosen here", fast_precision(None))
     extras = {
         "gpu": "flash_attn",
-        "eval": "pyarrow",
+        "eval": "datasets",
+        "parquet": "pyarrow",
         "rl": "math_verify",
         "slurm": "submitit",
         "curation": "datasketch",

@@ -30,7 +30,8 @@ from step3vl.data.processor import Processor
 from step3vl.diagnose import check_arguments, check_classes, check_keys, check_types
 from step3vl.evaluation import Benchmark
 from step3vl.evaluation.report import write_report
-from step3vl.models import VisionLanguageModel
+from step3vl.models import LanguageDecoder, VisionLanguageModel
+from step3vl.models.vision import VisionEncoder
 from step3vl.precision import fast_precision
 from step3vl.stages import Stage
 
@@ -93,6 +94,7 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in ("isinstance(treespec", ".*does not have many workers", ".*is not supported by the model summary"):
         warnings.filterwarnings("ignore", message=f".*{re.escape(text) if '(' in text else text}.*")
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")  # changed by nobody in place
 
 
 class Step3VLCLI(LightningCLI):
@@ -131,6 +133,8 @@ class Step3VLCLI(LightningCLI):
             raise SystemExit(0)
         trainer = self.config[self.subcommand].trainer
         trainer.precision = trainer.precision or fast_precision(trainer.accelerator)
+        for kind in (VisionEncoder, LanguageDecoder, VisionLanguageModel):
+            self.parser.add_instantiator(without_memory, kind, subclasses=True)
 
     def instantiate_classes(self) -> None:
         try:
@@ -167,7 +171,7 @@ class Step3VLCLI(LightningCLI):
                 f"the tokenizer has {processor.vocab_size} tokens, the decoder only {vlm.decoder.vocab_size}"
             )
         if self.datamodule is not None:
-            self.datamodule.connect(processor)
+            self.datamodule.connect(processor, vlm.flops().sample)
         self.model.suite = self._get(self.config_init, "suite") or {}
 
     # ---------------------------------------------------------------------------------------------- verbs
@@ -224,6 +228,12 @@ def build_processor(file: str, scale: str) -> Processor:
         parser.add_argument("--processor", type=Processor)
         built = parser.instantiate_classes(parser.parse_object({"vlm": init["vlm"], "processor": init["processor"]}))
     return built.processor.bind(built.vlm.image_spec, built.vlm.projector.grid)
+
+
+def without_memory(kind: type, *args: Any, **kwargs: Any) -> Any:
+    """An object whose tensors are on the meta device: `Stage.configure_model` gives them memory, where it is needed."""
+    with torch.device("meta"):
+        return kind(*args, **kwargs)
 
 
 class SaveConfig(SaveConfigCallback):

@@ -135,7 +135,7 @@ class Grids:
         rows = [k for members in shapes.values() for k in members]
         order = torch.empty(len(views), dtype=torch.long)
         order[torch.tensor(rows)] = torch.arange(len(views))
-        return cls(tuple(torch.stack([views[k] for k in members]) for members in shapes.values()), order)
+        return cls(tuple(_stacked([views[k] for k in members]) for members in shapes.values()), order)
 
     def unstack(self) -> list[Tensor]:
         """The views one by one, in reading order."""
@@ -153,7 +153,25 @@ class Grids:
         return len(self.order)
 
 
+def _stacked(views: list[Tensor]) -> Tensor:
+    """[n,C,H,W] with memory laid out as in the views: decoded pixels, channels innermost, are copied row by row."""
+    if views[0].ndim == 3 and views[0].stride(0) == 1:
+        return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+    return torch.stack(views)
+
+
 # ------------------------------------------------------------------------------------------------ what is trained on
+
+
+class Size(NamedTuple):
+    """What a sample costs, known without decoding a pixel."""
+
+    num_tokens: int
+    num_labels: int
+    """Tokens that are learnt."""
+    num_crops: int
+    num_global_views: int
+    """One an image."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,8 +182,10 @@ class Example:
     input_ids: Tensor  # [t] long
     labels: Tensor  # [t] long, IGNORE_INDEX where nothing is learnt
     position_ids: Tensor  # [t] long
-    views: list[Tensor] = field(default_factory=list)  # N x [C,H,W] float, in reading order
+    views: list[Tensor] = field(default_factory=list)  # N x [C,H,W] uint8, in reading order
     num_visual_tokens: int = 0
+    source: str = ""
+    """Name of the mixture's source that it was drawn from."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -176,9 +196,11 @@ class Batch:
     labels: Tensor  # [B,T] long; the token to predict at this position; IGNORE_INDEX where nothing is learnt
     loss_weights: Tensor  # [B,T] float; the normalisation lives here (token | sample | sqrt)
     position_ids: Tensor  # [B,T] long
-    images: Grids | None = None  # views [n,C,H,W] in reading order over the rows
+    images: Grids | None = None  # views [n,C,H,W] uint8, in reading order over the rows
     sample_ids: list[str] = field(default_factory=list)  # in reading order over the rows
     num_visual_tokens: list[int] = field(default_factory=list)  # for each sample
+    num_tokens: list[int] = field(default_factory=list)  # for each sample
+    sources: list[str] = field(default_factory=list)  # for each sample: the mixture's source it was drawn from
     num_padding: int = 0  # tokens that belong to no sample
     skipped: list[str] = field(default_factory=list)  # "id: reason" of samples that could not be used
 

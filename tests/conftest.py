@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["COLUMNS"] = "140"  # tables of one width, whatever the terminal
 
 import shutil
 from pathlib import Path

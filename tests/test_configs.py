@@ -35,7 +35,9 @@ def shape(node):
 def composed(card, scale, folder):
     """A card as a part of a run, because cards may refer to the run's vars."""
     names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1, adamw_lr: 1}"
-    (folder / "one.yaml").write_text(f"vars: {names}\ntrainer: {{max_steps: 1}}\ncard: {card}\n")
+    (folder / "one.yaml").write_text(
+        f"vars: {names}\ntrainer: {{max_steps: 1, devices: 1, num_nodes: 1}}\ncard: {card}\n"
+    )
     return compose([folder / "one.yaml"], scale=scale).config["card"]
 
 

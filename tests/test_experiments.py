@@ -9,14 +9,15 @@ from step3vl.cli import main
 
 from .test_configs import RUNS
 
-SHORT = ["--trainer.max_steps=2", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=4"]
+SHORT = ["--trainer.max_steps=2", "--model.sampling.max_new_tokens=4"]
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_two_steps_then_scores(run, workplace, capsys):
     cases = [f"--suite.{name}.num_cases=2" for name in ("reading", "pointing", "counting")]
     chained = ["--model.init_from=null"] if "init_from" in Path(run).read_text() else []  # its run is not made here
-    short = [*SHORT, *cases, *chained, "--scale=tiny"]
+    step = "--data.rows_per_step=1" if "sft" in run else "--data.samples_per_step=4"
+    short = [*SHORT, step, *cases, *chained, "--scale=tiny"]
     assert main(["fit", "-c", run, *short]) == 0
     folder = Path("runs/tiny", run).with_suffix("")
     assert (folder / "checkpoints/last.ckpt").is_file() and (folder / "config.yaml").is_file()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "step3vl"
 FLOORS = {
-    0: {"types", "config", "precision", "parallel", "weights"},
+    0: {"types", "config", "precision", "parallel", "signals", "weights"},
     1: {"models", "data", "losses", "optim"},
     2: {"generation", "evaluation"},
     3: {"stages", "callbacks"},
-    4: {"ablation", "ask", "chain", "checkpoints", "diagnose", "lightning_cli"},
+    4: {"ablation", "ask", "chain", "checkpoints", "diagnose", "lightning_cli", "plan", "slurm"},
     5: {"cli", "__main__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -275,7 +275,9 @@ def test_whole_forward_equals_a_reference_of_transformers_parts(folders, tmp_pat
     assert torch.equal(ids[0], example.input_ids)
     assert tokenizer.convert_tokens_to_ids("<im_patch>") == config.image_token_id
 
-    visual = torch.cat([tower(view[None]).last_hidden_state[0] for view in example.views])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in processor.spec[1:3])
+    unit = [(view / 255 - mean) / std for view in example.views]  # what the released preprocessing hands over
+    visual = torch.cat([tower(view[None]).last_hidden_state[0] for view in unit])
     embeds = text.get_input_embeddings()(ids)
     embeds[ids == config.image_token_id] = visual @ tensors["vit_large_projector.weight"].float().T
     expected = text(inputs_embeds=embeds).logits

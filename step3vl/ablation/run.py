@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from step3vl.config import ConfigError, nearest
+from step3vl.signals import EXIT_UNFINISHED
+
+from . import children
 from .rows import Row, read_rows
 
 LINE_EVERY_S = 30.0
@@ -41,17 +46,23 @@ class Job:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
-    def start(self, phase: str, num_threads: int) -> None:
-        """Begin `fit` or `test` in a child process; both continue from the last checkpoint if there is one."""
+    def start(self, phase: str, num_threads: int, launcher: str = "") -> None:
+        """Begin `fit` or `test` in a child process; both continue from the last checkpoint if there is one.
+
+        `launcher` is what starts it on all nodes and GPUs of a job ("srun"); empty: it is started here.
+        """
         self.phase = phase
-        last = self.folder / "checkpoints" / "last.ckpt"
-        own = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}"]
-        own += [f"--ckpt_path={last}"] if last.exists() else []
-        command = [sys.executable, "-m", "step3vl", phase, "-c", str(self.row.file), "--scale", self.row.scale]
+        own = [f"--seed_everything={self.seed}", f"--trainer.default_root_dir={self.folder}", "--ckpt_path=last"]
+        command = [*shlex.split(launcher), sys.executable, "-m", "step3vl", phase]
+        command += ["-c", str(self.row.file), "--scale", self.row.scale]
         command += [f"--{text}" for text in self.row.overrides] + own
-        env = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "COLUMNS": "140"}
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+        env = {**os.environ, "COLUMNS": "140"} if launcher else children.local_env(num_threads)
+        self.process = children.start(command, self.log, env)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal ended it after it had saved."""
+        return self.process is not None and self.process.returncode == EXIT_UNFINISHED
 
     def prepare(self) -> None:
         """Keep what an earlier run of this configuration left; set aside what another configuration left."""
@@ -79,58 +90,91 @@ class Job:
         return lines[-1].strip() if lines else ""
 
 
-def run_table(
-    folder: Path, scale: str, num_seeds: int, num_jobs: int | None = None, overrides: Sequence[str] = ()
-) -> int:
-    """Train and score every row of `folder` with seeds 0..num_seeds-1. Returns 0 when all finished, else 1."""
-    if num_seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {num_seeds}")
-    console = Console()
+def table_jobs(
+    folder: Path,
+    scale: str,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> tuple[list[Job], list[Job]]:
+    """(all jobs of a table or of the rows named in `only`, those of them that are not finished)."""
     rows = read_rows(folder, scale, overrides)
-    jobs = [Job(row, seed) for seed in range(num_seeds) for row in rows]
-    waiting = [job for job in jobs if job.row.metrics(job.seed) is None]
+    names = [row.file.stem for row in rows]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"{folder} has no row {name!r}; {nearest(name, names)}")
+    jobs = [Job(row, seed) for seed in seeds for row in rows if not only or row.file.stem in only]
+    return jobs, [job for job in jobs if job.row.metrics(job.seed) is None]
+
+
+def run_table(
+    folder: Path,
+    scale: str,
+    seeds: Sequence[int],
+    num_jobs: int | None = None,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    launcher: str = "",
+) -> int:
+    """Train and score rows of `folder` with every seed. Returns 0 when all finished, 85 when stopped, else 1."""
+    if not seeds:
+        raise ValueError("--seeds must be at least 1, got 0")
+    console = Console()
+    jobs, waiting = table_jobs(folder, scale, seeds, overrides, only)
     num_cores = os.cpu_count() or 1
-    num_jobs = num_jobs or (1 if torch.cuda.is_available() else num_cores)
+    num_jobs = num_jobs or (1 if torch.cuda.is_available() or launcher else num_cores)
     num_jobs = max(1, min(num_jobs, len(waiting)))
     num_threads = max(1, num_cores // num_jobs)
     console.print(f"{len(jobs)} runs: {len(jobs) - len(waiting)} finished, {len(waiting)} to do, {num_jobs} at a time")
     running: list[Job] = []
     failed: list[Job] = []
     last_s = time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and len(running) < num_jobs:
-                job = waiting.pop(0)
-                job.prepare()
-                job.start("fit", num_threads)
-                running.append(job)
-                console.print(f"{job.name}: training, log in {job.log}")
-            time.sleep(0.2)
-            for job in [job for job in running if job.process and job.process.poll() is not None]:
-                _advance(job, num_threads, running, failed, console)
-            if time.monotonic() - last_s > LINE_EVERY_S:
-                last_s = time.monotonic()
-                for job in running:
-                    console.print(f"{job.name}: {job.last_line()}", markup=False, highlight=False)
-    finally:
-        for job in running:
-            if job.process and job.process.poll() is None:
-                job.process.terminate()
+    with children.note_stops() as note:
+        try:
+            while (waiting or running) and not note.seen:
+                while waiting and len(running) < num_jobs:
+                    job = waiting.pop(0)
+                    job.prepare()
+                    job.start("fit", num_threads, launcher)
+                    running.append(job)
+                    console.print(f"{job.name}: training, log in {job.log}")
+                time.sleep(children.POLL_S)
+                for job in [job for job in running if job.process and job.process.poll() is not None]:
+                    _advance(job, num_threads, launcher, running, failed, console)
+                if time.monotonic() - last_s > LINE_EVERY_S:
+                    last_s = time.monotonic()
+                    for job in running:
+                        console.print(f"{job.name}: {job.last_line()}", markup=False, highlight=False)
+        finally:
+            children.end([job.process for job in running if job.process], note, console)
+    if note.seen:
+        return children.exit_status(note, console)
     for job in failed:
-        tail = job.log.read_text(errors="replace").splitlines()[-5:]
-        console.print(f"{job.name} failed in {job.phase}; the end of {job.log}:", style="red")
-        console.print("\n".join(tail), markup=False, highlight=False)
-    return 1 if failed else 0
+        report_failure(job, console)
+    stopped = [job for job in failed if job.was_stopped]
+    return 0 if not failed else EXIT_UNFINISHED if stopped == failed else 1
 
 
-def _advance(job: Job, num_threads: int, running: list[Job], failed: list[Job], console: Console) -> None:
+def report_failure(job: Job, console: Console) -> None:
+    """Why a run did not finish: a signal, or the end of its log."""
+    if job.was_stopped:
+        console.print(f"{job.name} was stopped by a signal and has saved; the same command goes on", highlight=False)
+        return
+    console.print(f"{job.name} failed in {job.phase}; the end of {job.log}:", style="red")
+    tail = job.log.read_text(errors="replace").splitlines()[-5:]
+    console.print("\n".join(tail), markup=False, highlight=False)
+
+
+def _advance(
+    job: Job, num_threads: int, launcher: str, running: list[Job], failed: list[Job], console: Console
+) -> None:
     """A child ended: go on to the test, finish, or record the failure."""
     assert job.process is not None
     if job.process.returncode != 0:
         running.remove(job)
         failed.append(job)
     elif job.phase == "fit":
-        job.start("test", num_threads)
+        job.start("test", num_threads, launcher)
         console.print(f"{job.name}: trained; {job.last_line('step ')}", markup=False, highlight=False)
     else:
         running.remove(job)

@@ -1,8 +1,9 @@
-"""What is seen while a run goes on: the start tables, speed, a few answers."""
+"""What happens around a run: the start tables, speed, a few answers, saving before a job ends."""
 
 from .answers import Answers
 from .progress import ProgressLines
+from .requeue import Requeue
 from .start import StartTables
 from .throughput import Throughput
 
-__all__ = ["Answers", "ProgressLines", "StartTables", "Throughput"]
+__all__ = ["Answers", "ProgressLines", "Requeue", "StartTables", "Throughput"]

@@ -30,7 +30,9 @@ class Answers(Callback):
         step = trainer.global_step
         due = step != self.last_step and step % self.every_n_steps == 0
         self.last_step = step
-        if not due or not trainer.is_global_zero or not pl_module.suite or pl_module.sampling is None:
+        if not due or not pl_module.suite or pl_module.sampling is None:
+            return
+        if not trainer.is_global_zero and not pl_module.is_sharded:  # the first rank cannot gather shards alone
             return
         table = Table(title=f"Held-out answers at step {step}")
         for title in ("benchmark", "question", "gold", "answer", "score"):
@@ -39,4 +41,5 @@ class Answers(Callback):
             cases = benchmark.cases(limit=self.num_cases)
             for r in measure(name, benchmark, cases, pl_module.sampler(), pl_module.sampling, blind=False):
                 table.add_row(name, r.question.replace("<image>", ""), r.answer, r.said, f"{r.score:.2f}")
-        Console().print(table)
+        if trainer.is_global_zero:
+            Console().print(table)

@@ -31,5 +31,7 @@ class ProgressLines(Callback):
         self.last_s = now
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         left_s = (now - self.start_s) / max(1, step - self.first_step) * max(0, last - step)
-        shown = "  ".join(f"{k} {values[k]:.3g}" for k in ("loss", "tokens/s", "supervised", "packing") if k in values)
+        shown = "  ".join(
+            f"{k} {values[k]:.3g}" for k in ("loss", "tokens/s", "mfu", "supervised", "packing") if k in values
+        )
         pl_module.print(f"step {step}/{last}  {shown}  left {int(left_s // 60)}:{int(left_s % 60):02d}")

@@ -1,7 +1,6 @@
 """What the model sees of an image, as a picture: the crop grid on the image, the global view, and every crop.
 
-Views are shown as the encoder receives them, with the normalisation undone, so that lost detail, stretched sides and
-black padding show.
+Views are shown as the encoder receives them, so that lost detail, stretched sides and black padding show.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -57,17 +55,15 @@ def caption(name: str, size: tuple[int, int], spec: ImageSpec, num_tokens: Calla
     return f"{name}: {size[0]}x{size[1]}, {cut}, {visual} visual tokens and {markers} markers"
 
 
-def shown(view: Tensor, spec: ImageSpec) -> Image.Image:
-    """A normalised view [3,H,W] as an 8-bit image again."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    levels = ((view * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)  # [3,H,W]
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+def shown(view: Tensor) -> Image.Image:
+    """A view [3,H,W] uint8 as an image."""
+    return Image.fromarray(view.permute(1, 2, 0).numpy())
 
 
 def _panel(name: str, image: Image.Image, spec: ImageSpec, num_tokens: Callable[[int], int]) -> Image.Image:
     layout = spec.layout
     crops = plan(*image.size, layout)
-    *cut, whole = (shown(view, spec) for view in views(image, spec, crops))
+    *cut, whole = (shown(view) for view in views(image, spec, crops))
     whole = whole.resize(_enlarged(whole.size), Image.Resampling.NEAREST)
     drawn = _with_grid(image, crops, whole.height)
     columns = max(crops.grid[0], 1)

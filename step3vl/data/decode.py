@@ -2,7 +2,8 @@
 
 Colour follows the released model's preprocessing, which is PIL's plain `convert("RGB")`: an alpha channel or a
 transparent palette entry is dropped, not composited, and colour profiles are ignored. Limits are read off the header,
-before a pixel is decoded.
+before a pixel is decoded. Ordinary JPEG bytes are decoded by simplejpeg, to the same pixels as by Pillow but straight
+into an array.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
+
+from step3vl.data.array_image import ArrayImage, Pixels
 
 MAX_PIXELS = 64 * 2**20
 """Largest image accepted: 64 megapixels, 192 MiB as RGB."""
@@ -35,6 +40,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SAMPLINGS = (0, 1, 2)
+"""Pillow's numbers of 4:4:4, 4:2:2 and 4:2:0, the chroma samplings of ordinary JPEG files."""
 
 
 def open_image(source: bytes | Path, where: str, formats: Sequence[str] = FORMATS) -> Image.Image:
@@ -67,6 +74,9 @@ def open_image(source: bytes | Path, where: str, formats: Sequence[str] = FORMAT
         try:
             with Image.open(stream, formats=list(formats)) as image:
                 check_size(*image.size, where)
+                pixels = _plain_jpeg(source, image) if isinstance(source, bytes) else None
+                if pixels is not None:
+                    return _upright(ArrayImage(pixels), _orientation(image))
                 image.load()
                 return _upright(_rgb(image, where), _orientation(image))
         except Refused:
@@ -84,6 +94,19 @@ def open_image(source: bytes | Path, where: str, formats: Sequence[str] = FORMAT
             raise ValueError(f"{where} cannot be decoded: the file is cut short or damaged ({reason})") from None
 
 
+def image_size(source: bytes, where: str, formats: Sequence[str] = FORMATS) -> tuple[int, int]:
+    """(width, height) of what `open_image` would return, from the header alone. Raises ValueError as it does."""
+    try:
+        with Image.open(io.BytesIO(source), formats=list(formats)) as image:
+            check_size(*image.size, where)
+            width, height = image.size
+            return (height, width) if _orientation(image) >= 5 else (width, height)  # 5 to 8 lie on their side
+    except Refused:
+        raise
+    except Exception as error:  # what a damaged file raises is up to its bytes
+        raise ValueError(f"{where} cannot be decoded: {type(error).__name__} in its header") from None
+
+
 def check_size(width: int, height: int, where: str) -> None:
     """Raises ValueError with one sentence for an image that is too large or too thin."""
     if width < 1 or height < 1:
@@ -98,6 +121,23 @@ def check_size(width: int, height: int, where: str) -> None:
 
 class Refused(ValueError):
     """A limit of ours, in a sentence that is already whole."""
+
+
+def _plain_jpeg(source: bytes, image: Image.Image) -> Pixels | None:
+    """Pixels [H,W,3] of a baseline JPEG, colour or grey, of ordinary sampling; None where Pillow has to decide.
+
+    Both decoders are libjpeg-turbo with the same settings. Progressive files (whose number of scans is not bounded),
+    CMYK, rare samplings, and whatever makes the strict decoder as much as warn, are left to Pillow.
+    """
+    if not isinstance(image, JpegImageFile) or image.mode not in ("RGB", "L") or "progressive" in image.info:
+        return None
+    if image.mode == "RGB" and get_sampling(image) not in SAMPLINGS:
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(source)
+        return simplejpeg.decode_jpeg(source, "RGB") if (width, height) == image.size else None
+    except ValueError:
+        return None
 
 
 def _rgb(image: Image.Image, where: str) -> Image.Image:

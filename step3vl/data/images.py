@@ -1,19 +1,21 @@
 """One image to the views an encoder sees: crops row by row, then the global view (STEP3-VL's multi-crop).
 
 `plan` is the geometry alone, so that tokens can be counted before any pixel is touched; `views` carries it out.
-The order of the steps and every threshold are those of the released model's preprocessing.
+The order of the cuts and every threshold are those of the released model's preprocessing. Pixels stay 8-bit, channels
+innermost, up to the encoder, which normalises them on its own device; every view is within 3 of 255 levels of the
+released order, which normalises first and resizes floats.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
+from step3vl.data.array_image import pixels_of
 from step3vl.types import ImageSpec, MultiCrop
 
 THIN = 4.0
@@ -77,26 +79,25 @@ def plan(width: int, height: int, layout: MultiCrop) -> CropPlan:
 
 
 def views(image: Image.Image, spec: ImageSpec, crops: CropPlan | None = None) -> list[Tensor]:
-    """The views of one image, N x [3,H,W] float32, normalised: crops row by row, then the global view.
+    """The views of one image, N x [3,H,W] uint8: crops row by row, then the global view.
 
     Crops are `crop_pixels` and the global view is `global_pixels` square; the aspect ratio is not kept. Any mode is
     brought to RGB with PIL's `convert("RGB")`: an alpha channel is dropped, not composited. `crops` may hand in a plan
-    that is already known.
+    that is already known. Views may share memory with each other and with the image: do not write to them.
     """
     layout = spec.layout
     crops = crops or plan(*image.size, layout)
     if image.mode != "RGB":
         image = image.convert("RGB")
+    whole = torch.from_numpy(pixels_of(image))  # [H,W,3] uint8
     if crops.square_pad:
         side = max(image.size)
-        image = image.crop((0, 0, side, side))  # PIL fills what lies outside with black
-    if image.size != crops.global_resize:
-        image = image.resize(crops.global_resize, Image.Resampling.BILINEAR)
-    cut = image
-    if crops.boxes and image.size != crops.snapped:
-        cut = image.resize(crops.snapped, Image.Resampling.BILINEAR)
-    pieces = [_to_view(cut.crop(box), spec, layout.crop_pixels) for box in crops.boxes]
-    return [*pieces, _to_view(image, spec, layout.global_pixels)]
+        whole = _inside(whole, (0, 0, side, side))
+    whole = _resized(whole, crops.global_resize)
+    cut = _resized(whole, crops.snapped) if crops.boxes else whole
+    pieces = [_resized(_inside(cut, box), (layout.crop_pixels, layout.crop_pixels)) for box in crops.boxes]
+    pieces.append(_resized(whole, (layout.global_pixels, layout.global_pixels)))
+    return [piece.permute(2, 0, 1) for piece in pieces]
 
 
 def _window(long: int, short: int, layout: MultiCrop) -> int:
@@ -118,11 +119,19 @@ def _starts(side: int, window: int) -> list[int]:
     return list(range(0, side, window))
 
 
-def _to_view(image: Image.Image, spec: ImageSpec, pixels: int) -> Tensor:
-    array = torch.from_numpy(np.array(image))  # [H,W,3] uint8
-    view = array.permute(2, 0, 1).float().div_(255.0)  # [3,H,W]
-    view.sub_(torch.tensor(spec.mean).view(3, 1, 1)).div_(torch.tensor(spec.std).view(3, 1, 1))
-    if view.shape[1:] != (pixels, pixels):
-        size = (pixels, pixels)
-        view = interpolate(view[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
-    return view.contiguous()
+def _inside(pixels: Tensor, box: Box) -> Tensor:
+    """What of [H,W,3] lies in the box; black where the box reaches beyond the right or the lower edge."""
+    x0, y0, x1, y1 = box
+    height, width = pixels.shape[:2]
+    piece = pixels[y0:y1, x0:x1]  # [h,w,3]
+    return piece if y1 <= height and x1 <= width else pad(piece, (0, 0, 0, max(x1 - width, 0), 0, max(y1 - height, 0)))
+
+
+def _resized(pixels: Tensor, size: Size) -> Tensor:
+    """[H,W,3] uint8 at `size` (width, height): bilinear, antialiased, rounded; within 2 levels of PIL's resize."""
+    width, height = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    channels_first = pixels[None].permute(0, 3, 1, 2)  # [1,3,H,W]; this order of strides has torch's fast kernel
+    out = interpolate(channels_first, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+    return out[0].permute(1, 2, 0)

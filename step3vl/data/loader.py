@@ -1,103 +1,122 @@
-"""Micro-batches of a run by number, and loaders over them that start where a stopped run left off.
+"""Planned steps to packed batches, and loaders over them that start where a stopped run left off.
 
-Step i of rank r of R takes samples (i*R + r)*S to (i*R + r)*S + S - 1 of the mixture, S being the samples a step. So
-the data of a step do not depend on workers, and what has been consumed is one integer.
+The training process plans; workers read, encode and pack. So the data of a step do not depend on workers, and what has
+been consumed is the state of the plan after the last batch that was handed out.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from step3vl.data.collate import collate
-from step3vl.data.mixture import Mixture
+from step3vl.data.collate import collate, collate_rows
+from step3vl.data.malloc import worker_init
+from step3vl.data.mixture import Draw, Mixture
 from step3vl.data.packing import LossWeight
+from step3vl.data.plan import Plan, Step
 from step3vl.data.processor import Processor
 from step3vl.types import Batch, Example
 
 
 class PackedBatches(Dataset[Batch]):
-    """`batches[start]` is this rank's batch of the step whose first sample, over all ranks, is number `start`.
+    """`batches[step]` is the batch of a planned step.
 
     A sample that cannot be used is left out and named with its reason in `Batch.skipped`; it never stops a run.
-    Samples numbered `stop` and above are left out (None: the mixture is endless).
     """
 
-    def __init__(
-        self,
-        mixture: Mixture,
-        processor: Processor,
-        seq_len: int,
-        samples_per_step: int,
-        loss_weight: LossWeight = "token",
-        rank: int = 0,
-        num_ranks: int = 1,
-        stop: int | None = None,
-    ):
+    def __init__(self, mixture: Mixture, processor: Processor, seq_len: int, loss_weight: LossWeight = "token"):
         self.mixture, self.processor = mixture, processor
-        self.seq_len, self.samples_per_step, self.loss_weight = seq_len, samples_per_step, loss_weight
-        self.rank, self.num_ranks, self.stop = rank, num_ranks, stop
+        self.seq_len, self.loss_weight = seq_len, loss_weight
 
-    @property
-    def stride(self) -> int:
-        """Samples of one step over all ranks."""
-        return self.samples_per_step * self.num_ranks
+    def __getitem__(self, step: Step) -> Batch:
+        skipped = list(step.skipped)
+        rows = [self._encode(row, skipped) for row in step.rows]
+        if step.is_packed:
+            return collate_rows(rows, self.seq_len, self.loss_weight, self.processor.pad_id, skipped)
+        return collate(rows[0], self.seq_len, self.loss_weight, self.processor.pad_id, skipped)
 
-    def __getitem__(self, start: int) -> Batch:
-        first = start + self.rank * self.samples_per_step
-        last = first + self.samples_per_step
+    def _encode(self, row: tuple[Draw, ...], skipped: list[str]) -> list[Example]:
         examples: list[Example] = []
-        skipped: list[str] = []
-        for j in range(first, last if self.stop is None else min(last, self.stop)):
-            name, shard, index = self.mixture.sample(j)
+        for draw in row:
+            shard, index = self.mixture.place(draw)
             try:
-                examples.append(self.processor.encode(shard.read(index), max_tokens=self.seq_len))
+                example = self.processor.encode(shard.read(index), max_tokens=self.seq_len)
             except (ValueError, OSError) as error:
-                skipped.append(f"{name}/{shard.key(index)}: {error}")
-        return collate(examples, self.seq_len, self.loss_weight, self.processor.pad_id, skipped)
+                skipped.append(f"{draw[0]}/{shard.key(index)}: {error}")
+                continue
+            example.source = draw[0]
+            examples.append(example)
+        return examples
 
 
 class StepLoader:
-    """`num_steps` batches in order, from the first sample; each iteration begins again."""
+    """`num_steps` batches in order, from the plan's beginning; each iteration begins again."""
 
-    def __init__(self, batches: PackedBatches, num_steps: int, num_workers: int = 0):
-        self.batches, self.num_steps, self.num_workers = batches, num_steps, num_workers
+    def __init__(self, batches: PackedBatches, plan: Plan, num_steps: int, num_workers: int = 0):
+        self.batches, self.plan, self.num_steps, self.num_workers = batches, plan, num_steps, num_workers
+        self._state = plan.state_dict()
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self._load(0, self.num_steps)
+        for batch, _ in self._load(self._state, self.num_steps):
+            yield batch
 
-    def _load(self, start: int, num_steps: int) -> DataLoader[Batch]:
-        """Batches of `num_steps` steps from global sample `start`."""
-        stride = self.batches.stride
-        starts = range(start, start + num_steps * stride, stride)
-        return DataLoader(self.batches, batch_size=None, sampler=starts, num_workers=self.num_workers)
+    def _load(self, state: dict[str, Any], num_steps: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Batches of `num_steps` steps from a state of the plan, each with the state after it."""
+        self.plan.load_state_dict(state)
+        states: deque[dict[str, Any]] = deque()
+
+        def steps() -> Iterator[Step]:
+            for _ in range(num_steps):
+                step = next(self.plan)
+                states.append(self.plan.state_dict())
+                yield step
+
+        sampler, num_workers = _Once(steps()), self.num_workers
+        loader = DataLoader(
+            self.batches, batch_size=None, sampler=sampler, num_workers=num_workers, worker_init_fn=worker_init
+        )
+        for batch in loader:
+            yield batch, states.popleft()
 
 
 class ResumableLoader(StepLoader):
     """A StepLoader that goes on where it stopped: over epochs, and over restarts through Lightning's checkpoints.
 
-    The state is what was handed out, in steps and in samples over all ranks; nothing is fetched ahead of it, because
-    the loader has a length. Samples, not steps, decide where to go on, so the number of ranks may change.
+    The state is what was handed out: steps, and the plan's own state. It does not depend on the number of ranks.
     """
 
-    def __init__(self, batches: PackedBatches, num_steps: int, num_workers: int = 0):
-        super().__init__(batches, num_steps, num_workers)
+    def __init__(self, batches: PackedBatches, plan: Plan, num_steps: int, num_workers: int = 0):
+        super().__init__(batches, plan, num_steps, num_workers)
         self.step = 0
-        self.sample = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._load(self.sample, self.num_steps - self.step % self.num_steps):
+        for batch, state in self._load(self._state, self.num_steps - self.step % self.num_steps):
             self.step += 1
-            self.sample += self.batches.stride
+            self._state = state
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "sample": self.sample}
+        return {"step": self.step, "plan": self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.sample = int(state["step"]), int(state["sample"])
+        if "plan" not in state:
+            raise ValueError(
+                "the checkpoint's data state is of an older form and cannot be resumed; start from weights"
+            )
+        self.step, self._state = int(state["step"]), state["plan"]
+
+
+class _Once:
+    """A sampler from an iterator."""
+
+    def __init__(self, steps: Iterator[Step]):
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[Step]:
+        return self.steps

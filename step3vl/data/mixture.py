@@ -1,7 +1,8 @@
-"""A mixture of sources as one endless list of samples: position j follows from the seed alone.
+"""A mixture of sources as one endless list of samples: the order follows from the seed alone.
 
-Ranks and workers take slices of that list, so the order does not depend on how many there are, and a run resumes from
-one integer. Weights hold exactly (to 1/1000) in every aligned stretch of 1,000 samples.
+Ranks and workers take slices of that list, so the order does not depend on how many there are. Weights are shares of
+samples, exact (to 1/1000) in every aligned stretch of 1,000 samples, or shares of tokens, where the source that is
+furthest behind its share is drawn next.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
+
+import numpy as np
 
 from step3vl.data.shards import ShardError, ShardReader, find_shards, index_shard
 from step3vl.data.shuffle import mix, shuffled
+from step3vl.types import Size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from step3vl.data.processor import Processor
 
 PERIOD = 1000
 """Samples over which the weights hold exactly."""
@@ -39,27 +45,44 @@ class Source:
     """Shards of this source: a glob or a folder, relative to the data root."""
     weight: float
     """How much of the mixture this source is, relative to the other weights."""
+    max_epochs: float | None = None
+    """A run that would show these samples more often is refused before its first step; None: no limit."""
+
+
+Unit = Literal["samples", "tokens"]
+Draw = tuple[str, int]
+"""Source, and how many samples of it were drawn before: names one sample of an endless run."""
 
 
 class Mixture:
     """Weighted sources under `root`, in an order that `seed` fixes.
 
+    Args:
+        root: folder that holds the shards.
+        sources: what is mixed, by name.
+        seed: order of the samples.
+        unit: what the weights are shares of. For tokens, `measure` must come before the first draw.
+
     Damaged shards contribute what is whole; `warnings` has a sentence for each. Raises ValueError for no sources, a
     weight that is not above 0 or too small ever to be drawn, a pattern without shards, or a source without samples.
     """
 
-    def __init__(self, root: str | Path, sources: Mapping[str, Source], seed: int = 0):
+    def __init__(self, root: str | Path, sources: Mapping[str, Source], seed: int = 0, unit: Unit = "samples"):
+        if unit not in ("samples", "tokens"):
+            raise ValueError(f"mix_by must be samples or tokens, got {unit!r}")
         if not sources:
             raise ValueError("sources: a mixture needs at least one source, got none")
-        self.root, self.seed = Path(root), seed
+        self.root, self.seed, self.unit = Path(root), seed, unit
         self.sources = dict(sources)
         self.warnings: list[str] = []
-        self.quotas = _quotas({name: source.weight for name, source in self.sources.items()})
+        self.quotas = _quotas({name: source.weight for name, source in self.sources.items()}, unit)
         self._shards: dict[str, list[Path]] = {}
         self._ends: dict[str, list[int]] = {}  # running number of samples after each shard
         for name, source in self.sources.items():
             self._shards[name], counts = self._survey(name, source)
             self._ends[name] = list(accumulate(counts))
+        self._sizes: dict[str, np.ndarray] = {}
+        self.seq_len = 0
         self._periods: OrderedDict[int, list[tuple[str, int]]] = OrderedDict()
         self._readers: OrderedDict[Path, ShardReader] = OrderedDict()
 
@@ -69,32 +92,113 @@ class Mixture:
             raise ValueError(f"no source {name!r} in this mixture; it has {', '.join(self.sources)}")
         return self._ends[name][-1]
 
-    def sample(self, j: int) -> tuple[str, ShardReader, int]:
-        """Source, shard and index in the shard of global sample j, for any j >= 0."""
-        name, draw = self._draw(j)
-        n = self.num_samples(name)
-        epoch, i = divmod(draw, n)
-        place = shuffled(i, n, mix(self.seed, crc32(name.encode()), epoch))
+    @property
+    def shards(self) -> list[Path]:
+        """All shards, in the order of the sources."""
+        return [path for paths in self._shards.values() for path in paths]
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self._sizes)
+
+    def shares(self) -> dict[str, float]:
+        """What each source's share of the unit should be."""
+        total = sum(source.weight for source in self.sources.values())
+        return {name: source.weight / total for name, source in self.sources.items()}
+
+    def measure(self, processor: Processor, seq_len: int) -> None:
+        """Learn what every sample costs (`step3vl.data.sizes`); longer ones than `seq_len` cannot be used.
+
+        Raises ValueError for a source of which nothing can be used.
+        """
+        from step3vl.data.sizes import shard_sizes
+
+        for name, paths in self._shards.items():
+            sizes = np.concatenate([shard_sizes(path, processor) for path in paths])
+            if len(sizes) != self.num_samples(name):
+                raise ValueError(f"sources.{name}: {self.num_samples(name)} samples, but sizes of {len(sizes)}")
+            num_tokens = sizes["num_tokens"]
+            if not ((num_tokens > 0) & (num_tokens <= seq_len)).any():
+                shortest = (
+                    f"the shortest has {num_tokens[num_tokens > 0].min()} tokens" if (num_tokens > 0).any() else ""
+                )
+                raise ValueError(
+                    f"sources.{name}: none of its {len(sizes)} samples can be used with seq_len {seq_len}; "
+                    + (shortest or "none of them can be encoded")
+                )
+            self._sizes[name] = sizes
+        self.seq_len = seq_len
+
+    def place(self, draw: Draw) -> tuple[ShardReader, int]:
+        """Shard and index in the shard of a drawn sample."""
+        name, place = draw[0], self._place(draw)
         shard = bisect_right(self._ends[name], place)
         first = self._ends[name][shard - 1] if shard else 0
-        return name, self._reader(self._shards[name][shard]), place - first
+        return self._reader(self._shards[name][shard]), place - first
 
-    def table(self, num_samples: int) -> Table:
-        """What a run over `num_samples` samples will see, for printing before it starts."""
+    def size(self, draw: Draw) -> Size:
+        """What a drawn sample costs; num_tokens is -1 when it cannot be encoded. `measure` must have come before."""
+        return Size(*self._sizes[draw[0]][self._place(draw)].item())
+
+    def sample_draw(self, j: int) -> Draw:
+        """What is drawn at position j >= 0 when weights are shares of samples."""
+        if j < 0:
+            raise ValueError(f"positions in a mixture start at 0, got {j}")
+        period, place = divmod(j, PERIOD)
+        if period not in self._periods:
+            names = [name for name, quota in self.quotas.items() for _ in range(quota)]
+            order = sorted(range(PERIOD), key=lambda i: mix(self.seed, period, i))
+            drawn = {name: period * quota for name, quota in self.quotas.items()}
+            draws = []
+            for i in order:
+                draws.append((names[i], drawn[names[i]]))
+                drawn[names[i]] += 1
+            self._periods[period] = draws
+            if len(self._periods) > 4:
+                self._periods.popitem(last=False)
+        return self._periods[period][place]
+
+    def expected(self, total: float) -> dict[str, tuple[float, float]]:
+        """(what is drawn of each source, epochs) in a run over `total` samples or tokens."""
+        found = {}
+        for name, share in self.shares().items():
+            share = share if self.unit == "tokens" else self.quotas[name] / PERIOD
+            have = self.num_samples(name) if self.unit == "samples" else self.num_tokens(name)
+            found[name] = (total * share, total * share / have)
+        return found
+
+    def num_tokens(self, name: str) -> int:
+        """Tokens of a source's usable samples; `measure` must have come before."""
+        sizes = self._sizes[name]["num_tokens"]
+        return int(sizes[(sizes > 0) & (sizes <= self.seq_len)].sum())
+
+    def check_repeats(self, total: float) -> None:
+        """Raises ValueError when a run over `total` samples or tokens would show a source more often than it may."""
+        for name, (_, epochs) in self.expected(total).items():
+            limit = self.sources[name].max_epochs
+            if limit is not None and epochs > limit:
+                raise ValueError(
+                    f"sources.{name}: this run would show its samples {epochs:.2f} times and max_epochs is {limit:g}; "
+                    "lower its weight or the number of steps, add data, or raise max_epochs"
+                )
+
+    def table(self, total: float) -> Table:
+        """What a run over `total` samples or tokens will see, for printing before it starts."""
         from rich.table import Table
 
-        table = Table(title=f"Mixture: {num_samples:,} samples, seed {self.seed}", title_justify="left")
-        for column in ("source", "shards", "samples", "share", "drawn", "epochs"):
+        title = f"Mixture: {total:,.0f} {self.unit}, seed {self.seed}"
+        table = Table(title=title, title_justify="left")
+        has_limits = any(source.max_epochs is not None for source in self.sources.values())
+        tokens, limits = ["tokens"] * self.is_measured, ["limit"] * has_limits
+        columns = ["source", "shards", "samples", *tokens, "share", "drawn", "epochs", *limits]
+        for column in columns:
             table.add_column(column, justify="left" if column == "source" else "right")
-        for name, quota in self.quotas.items():
-            n, drawn = self.num_samples(name), num_samples * quota / PERIOD
-            cells = (
-                f"{len(self._shards[name])}",
-                f"{n:,}",
-                f"{quota / PERIOD:.1%}",
-                f"{drawn:,.0f}",
-                f"{drawn / n:.2f}",
-            )
+        for name, (drawn, epochs) in self.expected(total).items():
+            limit = self.sources[name].max_epochs
+            cells = [f"{len(self._shards[name])}", f"{self.num_samples(name):,}"]
+            cells += [f"{self.num_tokens(name):,}"] if self.is_measured else []
+            cells += [f"{drawn / total:.1%}", f"{drawn:,.0f}", f"{epochs:.2f}"]
+            cells += ["" if limit is None else f"{limit:g}"] if has_limits else []
             table.add_row(name, *cells)
         if self.warnings:
             table.caption = "\n".join(["Damaged data:", *self.warnings])
@@ -129,23 +233,12 @@ class Mixture:
             raise ValueError(f"sources.{name}: no usable sample in {self.root / source.shards}{why}")
         return shards, counts
 
-    def _draw(self, j: int) -> tuple[str, int]:
-        """Source of position j, and how many times it was drawn before."""
-        if j < 0:
-            raise ValueError(f"positions in a mixture start at 0, got {j}")
-        period, place = divmod(j, PERIOD)
-        if period not in self._periods:
-            names = [name for name, quota in self.quotas.items() for _ in range(quota)]
-            order = sorted(range(PERIOD), key=lambda i: mix(self.seed, period, i))
-            drawn = {name: period * quota for name, quota in self.quotas.items()}
-            draws = []
-            for i in order:
-                draws.append((names[i], drawn[names[i]]))
-                drawn[names[i]] += 1
-            self._periods[period] = draws
-            if len(self._periods) > 4:
-                self._periods.popitem(last=False)
-        return self._periods[period][place]
+    def _place(self, draw: Draw) -> int:
+        """Number of a drawn sample in its source."""
+        name, number = draw
+        n = self.num_samples(name)
+        epoch, i = divmod(number, n)
+        return shuffled(i, n, mix(self.seed, crc32(name.encode()), epoch))
 
     def _reader(self, path: Path) -> ShardReader:
         if path not in self._readers:
@@ -156,7 +249,7 @@ class Mixture:
         return self._readers[path]
 
 
-def _quotas(weights: dict[str, float]) -> dict[str, int]:
+def _quotas(weights: dict[str, float], unit: Unit) -> dict[str, int]:
     """Samples of each source in a period: shares of PERIOD, rounded by largest remainder."""
     for name, weight in weights.items():
         if not (weight > 0 and math.isfinite(weight)):
@@ -167,7 +260,7 @@ def _quotas(weights: dict[str, float]) -> dict[str, int]:
     for name in by_remainder[: PERIOD - sum(quotas.values())]:
         quotas[name] += 1
     for name, quota in quotas.items():
-        if quota == 0:
+        if quota == 0 and unit == "samples":
             raise ValueError(
                 f"sources.{name}.weight is {weights[name]}, {exact[name] / PERIOD:.3%} of the mixture; below "
                 f"{1 / PERIOD:.1%} a source would never be drawn"

@@ -7,6 +7,7 @@ crops but the last, and then `<im_start>` n x `<im_patch>` `<im_end>` for the gl
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from step3vl.data.images import CropPlan, plan, views
 from step3vl.data.template import ChatTemplate
 from step3vl.data.tokenizer import load_tokenizer
-from step3vl.types import IGNORE_INDEX, IMAGE_MARK, Example, ImageSpec, Message, Prompt, Sample
+from step3vl.types import IGNORE_INDEX, IMAGE_MARK, Example, ImageSpec, Message, Prompt, Sample, Size
 
 CACHED_TEXT = 96
 """Texts up to this many characters are remembered with their ids; questions and short answers recur."""
@@ -33,12 +34,20 @@ class Processor:
         template: `chat` (ChatML, as Qwen3), `plain` (question, space, answer, end of text: for pre-training), or the
             path of a .jinja file.
         max_tokens: Longest example accepted; a longer one is an error that names it. Null: no limit here.
+        max_views: Most views (crops and global views) of one example; one with more is an error that names it. Null:
+            no limit.
     """
 
-    def __init__(self, tokenizer: str | None = None, template: str = "chat", max_tokens: int | None = None):
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        template: str = "chat",
+        max_tokens: int | None = None,
+        max_views: int | None = None,
+    ):
         self.tokenizer = load_tokenizer(tokenizer)
         self.template = ChatTemplate(template)
-        self.max_tokens = max_tokens
+        self.max_tokens, self.max_views = max_tokens, max_views
         names = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
         self._image_tokens = tuple(self.tokenizer.token_id(name) for name in names)
         self._markup: dict[tuple[tuple[str, ...], bool], list[list[int]]] = {}
@@ -72,9 +81,26 @@ class Processor:
         `max_tokens` stands in for the processor's own limit. Raises ValueError with the sample's id when marks and
         images differ in number, when there is no assistant turn, or when the example is too long.
         """
-        if not any(message.role == "assistant" for message in sample.messages):
-            raise ValueError(f"sample {sample.id!r} has no assistant turn, so there is nothing to learn from it")
+        check_turns(sample.messages, sample.id)
         return self._encode(sample.messages, sample.images, sample.id, False, max_tokens or self.max_tokens)
+
+    def measure(self, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], id: str) -> Size:
+        """What `encode` would make of a sample, from its text and the (width, height) of its images alone.
+
+        Raises ValueError as `encode` does, but for no limit.
+        """
+        check_turns(messages, id)
+        plans = self._plans(sizes)
+        ids, learnt = self._lay_out(messages, plans, id, False)
+        num_labels = sum(stop - start for start, stop in learnt)
+        return Size(len(ids), num_labels, sum(crops.num_crops for crops in plans), len(plans))
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits that change whenever `measure` may answer differently."""
+        facts = [self.template.source, str(self.spec), str((self._tokens_a_crop, self._tokens_a_global_view))]
+        facts.append(str(self.max_views))
+        return hashlib.sha256("\0".join([self.tokenizer.fingerprint, *facts]).encode()).hexdigest()[:8]
 
     def encode_prompt(self, prompt: Prompt, id: str = "") -> Example:
         """What a model is given to answer: ends with the template's generation prompt; nothing is learnt."""
@@ -89,13 +115,44 @@ class Processor:
     def _encode(
         self, messages: Sequence[Message], images: Sequence[Image.Image], id: str, prompt: bool, limit: int | None
     ) -> Example:
+        sizes = [image.size for image in images]
+        plans = self._plans(sizes)
+        ids, learnt = self._lay_out(messages, plans, id, prompt)
+        num_visual = ids.count(self.image_token_id)
+        if limit is not None and len(ids) > limit:
+            raise ValueError(too_long(id, len(ids), num_visual, sizes, limit))
+        labels = [IGNORE_INDEX] * len(ids)
+        for start, stop in learnt:
+            labels[start - 1 : stop - 1] = ids[start:stop]
+        pixels: list[Tensor] = []
+        if self.spec is not None:
+            for picture, crops in zip(images, plans):
+                pixels += views(picture, self.spec, crops)
+        return Example(
+            id=id,
+            input_ids=torch.tensor(ids, dtype=torch.long),
+            labels=torch.tensor(labels, dtype=torch.long),
+            position_ids=torch.arange(len(ids)),
+            views=pixels,
+            num_visual_tokens=num_visual,
+        )
+
+    def _lay_out(
+        self, messages: Sequence[Message], plans: Sequence[CropPlan], id: str, prompt: bool
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and the spans of them that are to be predicted."""
         num_marks = sum(message.content.count(IMAGE_MARK) for message in messages)
-        if num_marks != len(images):
-            raise ValueError(f"sample {id!r} has {num_marks} {IMAGE_MARK} marks but {len(images)} images")
-        spec, plans = self._plans(images)
+        if num_marks != len(plans):
+            raise ValueError(f"sample {id!r} has {num_marks} {IMAGE_MARK} marks but {len(plans)} images")
+        num_views = len(plans) + sum(crops.num_crops for crops in plans)
+        if self.max_views is not None and num_views > self.max_views:
+            raise ValueError(
+                f"sample {id!r} has {num_views} views ({num_views - len(plans)} crops of {len(plans)} images) and "
+                f"max_views is {self.max_views}; raise it or use smaller or fewer images"
+            )
         markup = self._markup_ids(tuple(message.role for message in messages), prompt)
         ids: list[int] = []
-        learnt: list[tuple[int, int]] = []  # spans of ids that are to be predicted
+        learnt: list[tuple[int, int]] = []
         image = 0
         for i, message in enumerate(messages):
             ids += markup[i]
@@ -111,37 +168,15 @@ class Processor:
             if learn:
                 learnt.append((len(ids), len(ids) + 1))  # the end token opens the markup that follows
         ids += markup[-1]
-        num_visual = ids.count(self.image_token_id)
-        if limit is not None and len(ids) > limit:
-            sizes = ", ".join(f"{image.width} x {image.height}" for image in images) or "none"
-            raise ValueError(
-                f"sample {id!r} has {len(ids)} tokens ({num_visual} of them visual; images: {sizes}) and the limit is "
-                f"{limit}; raise seq_len to >= {len(ids)} or use smaller images"
-            )
-        labels = [IGNORE_INDEX] * len(ids)
-        for start, stop in learnt:
-            start = max(start, 1)  # the very first token has nothing before it to be predicted from
-            if start < stop:
-                labels[start - 1 : stop - 1] = ids[start:stop]
-        pixels: list[Tensor] = []
-        if spec is not None:
-            for picture, crops in zip(images, plans):
-                pixels += views(picture, spec, crops)
-        return Example(
-            id=id,
-            input_ids=torch.tensor(ids, dtype=torch.long),
-            labels=torch.tensor(labels, dtype=torch.long),
-            position_ids=torch.arange(len(ids)),
-            views=pixels,
-            num_visual_tokens=num_visual,
-        )
+        # the very first token has nothing before it to be predicted from
+        return ids, [(max(start, 1), stop) for start, stop in learnt if max(start, 1) < stop]
 
-    def _plans(self, images: Sequence[Image.Image]) -> tuple[ImageSpec | None, list[CropPlan]]:
-        if not images:
-            return None, []
+    def _plans(self, sizes: Sequence[tuple[int, int]]) -> list[CropPlan]:
+        if not sizes:
+            return []
         if self.spec is None:
             raise RuntimeError("Processor.bind(image_spec, projector_grid) must be called before images are encoded")
-        return self.spec, [plan(*image.size, self.spec.layout) for image in images]
+        return [plan(*size, self.spec.layout) for size in sizes]
 
     def _image_ids(self, crops: CropPlan) -> list[int]:
         patch, im_start, im_end, patch_start, patch_end, newline = self._image_tokens
@@ -172,3 +207,18 @@ class Processor:
                 )
             self._markup[key] = pieces
         return self._markup[key]
+
+
+def check_turns(messages: Sequence[Message], id: str) -> None:
+    """Raises ValueError for a sample without an assistant turn."""
+    if not any(message.role == "assistant" for message in messages):
+        raise ValueError(f"sample {id!r} has no assistant turn, so there is nothing to learn from it")
+
+
+def too_long(id: str, num_tokens: int, num_visual: int, sizes: Sequence[tuple[int, int]], limit: int) -> str:
+    """The sentence about a sample above the limit: its counts, its images, and the fix."""
+    shown = ", ".join(f"{width} x {height}" for width, height in sizes) or "none"
+    return (
+        f"sample {id!r} has {num_tokens} tokens ({num_visual} of them visual; images: {shown}) and the limit is "
+        f"{limit}; raise seq_len to >= {num_tokens} or use smaller images"
+    )

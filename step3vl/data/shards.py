@@ -12,17 +12,20 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 
-from step3vl.data.decode import open_image
+from step3vl.data.decode import image_size, open_image
 from step3vl.data.schema import from_json, image_member, to_json
 from step3vl.data.tar_index import IMAGE_EXTENSIONS, ShardError, ShardIndex, index_shard
-from step3vl.types import Sample
+from step3vl.types import Sample, Size
+
+if TYPE_CHECKING:
+    from step3vl.data.processor import Processor
 
 __all__ = [
     "SampleError",
@@ -59,13 +62,17 @@ class ShardInfo:
 # ------------------------------------------------------------------------------------------------ writing
 
 
+WithFiles = tuple[Sample, Sequence[bytes]]
+"""A sample and the encoded files of its images (PNG, JPEG or WebP), in order."""
+
+
 def write_shards(
-    samples: Iterable[Sample], folder: str | Path, stem: str, samples_per_shard: int, first_number: int = 0
+    samples: Iterable[Sample | WithFiles], folder: str | Path, stem: str, samples_per_shard: int, first_number: int = 0
 ) -> list[ShardInfo]:
     """Write `<folder>/<stem>-000000.tar`, `-000001.tar` ... The same samples give identical bytes.
 
     Each shard is written under a temporary name and renamed when whole. Images are stored as PNG, but those opened
-    from JPEG files as JPEG.
+    from JPEG files as JPEG; where a sample comes with its images' files, those are stored byte for byte.
     Raises ValueError for samples_per_shard < 1, a stem that is a path, or two samples of a shard with the same key.
     """
     if samples_per_shard < 1:
@@ -83,7 +90,7 @@ def write_shards(
     return infos
 
 
-def _write_one(first: Sample, rest: Iterator[Sample], path: Path, limit: int) -> ShardInfo:
+def _write_one(first: Sample | WithFiles, rest: Iterator[Sample | WithFiles], path: Path, limit: int) -> ShardInfo:
     from webdataset import TarWriter
 
     part = path.with_name(f".{path.name}.part")
@@ -91,17 +98,18 @@ def _write_one(first: Sample, rest: Iterator[Sample], path: Path, limit: int) ->
     num_turns = num_images = num_text_bytes = 0
     try:
         with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="step3vl", group="step3vl") as tar:
-            sample: Sample | None = first
-            while sample is not None:
+            item: Sample | WithFiles | None = first
+            while item is not None:
+                sample, files = item if isinstance(item, tuple) else (item, None)
                 key = safe_key(sample.id)
                 if key in keys:
                     raise ValueError(f"{path}: two samples have the key {key!r} (id {sample.id!r}); ids must differ")
                 keys.add(key)
-                tar.write({"__key__": key, **_members(sample, f"{path.name}:{key}")})
+                tar.write({"__key__": key, **_members(sample, files, f"{path.name}:{key}")})
                 num_turns += sum(message.role == "assistant" for message in sample.messages)
                 num_images += len(sample.images)
                 num_text_bytes += sum(len(message.content.encode()) for message in sample.messages)
-                sample = next(rest, None) if len(keys) < limit else None
+                item = next(rest, None) if len(keys) < limit else None
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
         os.replace(part, path)
     finally:
@@ -117,10 +125,16 @@ def _write_one(first: Sample, rest: Iterator[Sample], path: Path, limit: int) ->
     )
 
 
-def _members(sample: Sample, where: str) -> dict[str, bytes]:
+def _members(sample: Sample, files: Sequence[bytes] | None, where: str) -> dict[str, bytes]:
     row = to_json(sample)
+    if files is not None:
+        row["images"] = [f"{k}.{stored_as(data)}" for k, data in enumerate(files)]
+        if None in map(stored_as, files):
+            raise ValueError(f"{where}: image files must be PNG, JPEG or WebP, found {row['images']}")
     from_json(row, sample.images, where)  # what is written must be readable
     members = {"json": json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()}
+    if files is not None:
+        return members | dict(zip(row["images"], files, strict=True))
     for k, image in enumerate(sample.images):
         buffer = io.BytesIO()
         if image.format == "JPEG":  # with its own tables, so that nothing more is lost
@@ -129,6 +143,15 @@ def _members(sample: Sample, where: str) -> dict[str, bytes]:
             (image if image.mode in ("RGB", "L") else image.convert("RGB")).save(buffer, "PNG", compress_level=3)
         members[image_member(k, image)] = buffer.getvalue()
     return members
+
+
+def stored_as(data: bytes) -> str | None:
+    """The extension under which an encoded image may lie in a shard as it is: png, jpg or webp; None for the rest."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def safe_key(name: str) -> str:
@@ -191,6 +214,20 @@ class ShardReader:
             return from_json(row, images, where)
         except ValueError as error:
             raise SampleError(str(error)) from error
+
+    def measure(self, i: int, processor: Processor) -> Size:
+        """What sample i costs, from its text and its images' headers. Raises SampleError like `read`."""
+        key, members = self.index.samples[i]
+        where = f"{self.path}:{key}"
+        row = self.row(i)
+        names = [str(name) for name in row.get("images") or []]
+        try:
+            headers = [(f"{where}: image '{name}'", self._bytes(*members[name])) for name in names]
+            sizes = [image_size(data, place, (FORMATS[place[:-1].rpartition(".")[2]],)) for place, data in headers]
+            blanks = [Image.new("1", (1, 1))] * len(sizes)  # how many there are is what is checked
+            return processor.measure(from_json(row, blanks, where).messages, sizes, row["id"])
+        except (ValueError, KeyError) as error:
+            raise SampleError(f"{where}: {error}") from error
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))

@@ -7,8 +7,10 @@ specials, digits one by one, lossless) is packaged, so that everything runs with
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, trainers
@@ -55,6 +57,11 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Backend, str]]:
         return Tokenizer, (self._markup, self.pad_token)  # pickling a backend drops the setting
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of everything that decides which ids a text becomes."""
+        return hashlib.sha256(self._markup.to_str().encode()).hexdigest()
 
     def markup(self, text: str) -> list[int]:
         return self._markup.encode(text, add_special_tokens=False).ids

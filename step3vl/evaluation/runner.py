@@ -29,7 +29,8 @@ class Record:
     said: str
     said_blind: str
     score: float
-    blind_score: float
+    blind_score: float | None
+    """None: not asked blind, or without an image to mask."""
     truncated: bool
     unreadable: bool
 
@@ -48,12 +49,14 @@ def measure(
     sampling: Sampling,
     blind: bool = True,
 ) -> list[Record]:
-    """Answer each case seeing and, unless switched off, blind. One record a case, in order."""
+    """Answer each case seeing and, unless switched off or without an image, blind. One record a case, in order."""
     seen = [group[0] for group in generator.generate([case.prompt for case in cases], sampling)]
     unseen: list[Completion | None] = [None] * len(cases)
     if blind:
-        masked = [mask_images(case.prompt) for case in cases]
-        unseen = [group[0] for group in generator.generate(masked, sampling)]
+        with_images = [k for k, case in enumerate(cases) if case.prompt.images]
+        masked = [mask_images(cases[k].prompt) for k in with_images]
+        for k, group in zip(with_images, generator.generate(masked, sampling) if masked else []):
+            unseen[k] = group[0]
     return [
         Record(
             benchmark=name,
@@ -63,7 +66,7 @@ def measure(
             said=completion.text,
             said_blind=without.text if without else "",
             score=benchmark.score(case, completion.text),
-            blind_score=benchmark.score(case, without.text) if without else float("nan"),
+            blind_score=benchmark.score(case, without.text) if without else None,
             truncated=completion.truncated,
             unreadable=_unreadable(case.answer_type, completion.text),
         )

@@ -24,6 +24,7 @@ class Score:
     low: float
     high: float
     blind: float
+    """Of cases without an image: the majority score, as nothing can be masked."""
     majority: float
     num_cases: int
     truncated_rate: float
@@ -46,11 +47,12 @@ def summarise(records: Sequence[Record], majority: float) -> Score:
     """Records of one capability -> its Score."""
     values = [r.score for r in records]
     low, high = bootstrap(values)
+    blind = [r.blind_score for r in records if r.blind_score is not None]
     return Score(
         score=float(np.mean(values)),
         low=low,
         high=high,
-        blind=float(np.mean([r.blind_score for r in records])),
+        blind=float(np.mean(blind)) if blind else majority,
         majority=majority,
         num_cases=len(records),
         truncated_rate=float(np.mean([r.truncated for r in records])),

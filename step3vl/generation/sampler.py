@@ -9,11 +9,12 @@ Shapes: R rows of a batch, T tokens of the longest prompt, K tokens in the cache
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from step3vl.generation.stopping import StopRule
 from step3vl.generation.streaming import TextStream
@@ -55,7 +56,6 @@ class Sampler:
         self.seed = seed
         self._random: torch.Generator | None = None
 
-    @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1) -> list[list[Completion]]:
         """`n` completions of each prompt, in the order of the prompts.
 
@@ -68,7 +68,7 @@ class Sampler:
         by_length = sorted(range(len(examples)), key=lambda k: len(examples[k].input_ids))
         group_size = max(1, self.batch_size // n)
         completions: list[list[Completion]] = [[] for _ in examples]
-        with evaluating(self.vlm):
+        with without_gradients(self.vlm), evaluating(self.vlm):
             for start in range(0, len(by_length), group_size):
                 members = by_length[start : start + group_size]
                 sequences = self._complete([examples[k] for k in members], rule, sampling.temperature, n)
@@ -161,6 +161,12 @@ class Sampler:
         if self._random is None or self._random.device != logits.device:
             self._random = torch.Generator(logits.device).manual_seed(self.seed)
         return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=self._random).squeeze(1)
+
+
+def without_gradients(module: torch.nn.Module) -> AbstractContextManager:
+    """Inference mode, but for shards: what FSDP2 gathers first in inference mode cannot be used outside of it."""
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return torch.no_grad() if is_sharded else torch.inference_mode()
 
 
 @contextmanager

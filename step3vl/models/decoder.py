@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from step3vl.models.attention import document_lengths, packing_arguments, register
+from step3vl.models.flops import matrix_size
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -62,6 +63,14 @@ class LanguageDecoder(nn.Module, ABC):
         """The layers, in order: units of sharding and of recomputation."""
 
     @abstractmethod
+    def flops(self, length: int) -> float:
+        """FLOPs of the forward of a document of `length` tokens, without the output layer."""
+
+    def head_flops(self, num_labels: int) -> float:
+        """FLOPs of the output layer for `num_labels` learnt tokens."""
+        return 2.0 * num_labels * self.hidden_size * self.vocab_size
+
+    @abstractmethod
     def init_weights(self) -> None:
         """Draw all weights afresh and recompute all buffers, for example after construction on the meta device."""
 
@@ -81,7 +90,8 @@ class Qwen3Decoder(LanguageDecoder):
         rms_norm_eps: epsilon of all norms.
         max_positions: longest document that the model is meant for, in tokens.
         tie_embeddings: whether the output layer shares the embedding's weights.
-        attention: "per_document" anywhere; "flash_attention_2" on a GPU; "sdpa" builds a dense mask (for comparison).
+        attention: "per_document": packed rows on any device, by torch's varlen_attn on GPUs in 16 bits, else by a loop.
+            "flash_attention_2" needs flash-attn. "sdpa" builds a dense mask (for comparison).
         init_std: standard deviation of freshly drawn weights.
         zero_init_outputs: start o_proj, down_proj and an untied output layer at zero, which helps very small models.
     """
@@ -137,6 +147,10 @@ class Qwen3Decoder(LanguageDecoder):
         self.model = Qwen3VLTextModel(config)
         self.model.set_attn_implementation(attention)
         self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.num_layers = num_layers
+        self.attention_size = num_heads * head_dim
+        """Width of a layer's queries."""
+        self.matrix_size = matrix_size(self.model.layers)
         self.init_weights()
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -145,10 +159,11 @@ class Qwen3Decoder(LanguageDecoder):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.layers)
 
+    def flops(self, length: int) -> float:
+        linear = 2.0 * length * self.matrix_size
+        return linear + self.num_layers * 4.0 * self.attention_size * length * length / 2
+
     def init_weights(self) -> None:
-        if self.lm_head.weight.is_meta:
-            self._tie()
-            return
         self.model.apply(self.model._init_weights)
         if not self.tie_embeddings:
             nn.init.normal_(self.lm_head.weight, std=self.init_std)

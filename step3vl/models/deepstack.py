@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from step3vl.models.flops import matrix_size
 from step3vl.types import Grids
 
 STRIDE = 4  # grid cells a side that become one token, as in the projector
@@ -118,6 +119,16 @@ class DeepStack(nn.Module):
             views = grids.map(merger).unstack()  # each [h',w',E]
             levels.append(torch.cat([view.flatten(0, 1) for view in views]))
         return levels
+
+    def flops(self, height: int, width: int) -> float:
+        """FLOPs of the forward of one view of `height` x `width` grid cells, over all levels."""
+        half = -(-height // 2) * -(-width // 2)
+        tokens = self.grid(height) * self.grid(width)
+        total = 0.0
+        for merger in self.mergers:
+            first = [merger.vit_downsampler1] if isinstance(merger, ConvMerger) else []
+            total += 2.0 * (half - tokens) * matrix_size(first) + 2.0 * tokens * matrix_size([merger])
+        return total
 
     @staticmethod
     def grid(side: int) -> int:

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from step3vl.models.flops import matrix_size
+
 
 class Projector(nn.Module, ABC):
     """Maps features [n,h,w,D] to decoder embeddings [n,h',w',E]. Built by the model, which knows both widths."""
@@ -24,6 +26,13 @@ class Projector(nn.Module, ABC):
     @abstractmethod
     def grid(side: int) -> int:
         """How many tokens a side come out when `side` grid cells go in."""
+
+    def flops(self, height: int, width: int) -> float:
+        """FLOPs of the forward of one view of `height` x `width` grid cells, every matrix once for each token made.
+
+        To be overridden where that is not so.
+        """
+        return 2.0 * self.grid(height) * self.grid(width) * matrix_size([self])
 
     @abstractmethod
     def init_weights(self) -> None:
@@ -61,6 +70,12 @@ class ConvProjector(Projector):
     def grid(side: int) -> int:
         """A quarter, rounded up: each of the two convolutions halves the side and rounds up."""
         return (side + 3) // 4
+
+    def flops(self, height: int, width: int) -> float:
+        half = -(-height // 2) * -(-width // 2)
+        quarter = self.grid(height) * self.grid(width)
+        last = matrix_size([self.vit_downsampler2]) + matrix_size([self.vit_large_projector])
+        return 2.0 * (half * matrix_size([self.vit_downsampler1]) + quarter * last)
 
     def init_weights(self) -> None:
         for module in (self.vit_downsampler1, self.vit_downsampler2, self.vit_large_projector):

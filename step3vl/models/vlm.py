@@ -8,7 +8,7 @@ Shapes: B rows, T tokens a row, D decoder width, V visual tokens of the whole ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from step3vl.models.attention import document_lengths
 from step3vl.models.decoder import Injection, LanguageDecoder
 from step3vl.models.deepstack import DeepStack
+from step3vl.models.flops import TrainingFlops
 from step3vl.models.projector import Projector
 from step3vl.models.vision.base import VisionEncoder
 from step3vl.types import Batch, Grids, ImageSpec
@@ -53,6 +54,11 @@ class VisionLanguageModel(nn.Module):
         if self.deepstack is not None:
             self._check_deepstack(self.deepstack)
         self.image_token_id: int | None = None
+        self.num_encoder_passes: int | None = None
+        """How often the encoder runs for packed rows, whatever is in them; None: once for each size of views there is.
+
+        Ranks that share parameters must run every part equally often, or they wait for one another for ever.
+        """
 
     def bind(self, image_token_id: int) -> None:
         """Say which token stands for one visual token. Must come before the first batch with images."""
@@ -76,6 +82,14 @@ class VisionLanguageModel(nn.Module):
         """How many visual tokens a square view with a side of `pixels` becomes."""
         return self.projector.grid(pixels // self.image_spec.patch_size) ** 2
 
+    def flops(self) -> TrainingFlops:
+        """What training costs, with the parameters that are trained at the moment of this call."""
+        return TrainingFlops(self.vision_encoder, self.projector, self.deepstack, self.decoder)
+
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that only a view brings into play: all but the decoder's."""
+        return (parameter for part in self.children() if part is not self.decoder for parameter in part.parameters())
+
     def init_weights(self) -> None:
         """Draw the weights of all parts afresh, for example after construction on the meta device."""
         self.vision_encoder.init_weights()
@@ -92,6 +106,11 @@ class VisionLanguageModel(nn.Module):
         """
         embeds = self.decoder.embed(batch.input_ids)  # [B,T,D]
         injection = None
+        blank = self.blank_views(batch) if cache is None and attention_mask is None else None
+        if blank is not None:
+            visual, levels = self.encode_images(blank)
+            nothing = torch.stack([tokens.sum() for tokens in (visual, *levels)]).sum() * 0.0
+            embeds = embeds + nothing.to(embeds.dtype)  # every parameter has a gradient, here of zeros
         if batch.images is not None:
             visual, levels = self.encode_images(batch.images)
             embeds = self.place(embeds, visual, batch)
@@ -108,6 +127,26 @@ class VisionLanguageModel(nn.Module):
         views = features.final.map(self.projector).unstack()  # each [h,w,D]
         visual = torch.cat([view.flatten(0, 1) for view in views])
         return visual, [] if self.deepstack is None else self.deepstack(features.taps)
+
+    def blank_views(self, batch: Batch) -> Grids | None:
+        """Black views, each the smallest that makes a token, one for each pass of the encoder that the batch lacks.
+
+        Raises:
+            ValueError: the batch has views of more sizes than there are passes.
+        """
+        if self.num_encoder_passes is None:
+            return None
+        sizes = [] if batch.images is None else [tuple(pixels.shape[-2:]) for pixels in batch.images.tensors]
+        num_blank = self.num_encoder_passes - len(sizes)
+        if num_blank < 0:
+            raise ValueError(
+                f"a batch has views of {len(sizes)} sizes ({', '.join(f'{h}x{w}' for h, w in sizes)}), but with "
+                f"several ranks the encoder runs {self.num_encoder_passes} times in every step, once for each size of "
+                "image_spec.layout"
+            )
+        side = self.image_spec.patch_size * self.downsample
+        black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=batch.input_ids.device)  # [1,C,H,W]
+        return Grids((black,) * num_blank, torch.arange(num_blank)) if num_blank else None
 
     def place(self, embeds: Tensor, visual: Tensor, batch: Batch) -> Tensor:
         """Put visual tokens [V,D] into embeddings [B,T,D] at the placeholders, in reading order."""

@@ -2,6 +2,16 @@
 
 from .groups import ParamGroup, build_groups, freeze_parameters
 from .muon import MuonAdamW
-from .schedule import WarmupCosine, WarmupStableDecay
+from .schedule import TwoPhase, WarmupConstant, WarmupCosine, WarmupLinear, WarmupStableDecay
 
-__all__ = ["MuonAdamW", "ParamGroup", "WarmupCosine", "WarmupStableDecay", "build_groups", "freeze_parameters"]
+__all__ = [
+    "MuonAdamW",
+    "ParamGroup",
+    "TwoPhase",
+    "WarmupConstant",
+    "WarmupCosine",
+    "WarmupLinear",
+    "WarmupStableDecay",
+    "build_groups",
+    "freeze_parameters",
+]

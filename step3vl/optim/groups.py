@@ -1,10 +1,11 @@
-"""Parameter groups by name pattern. A pattern that matches nothing is an error, because it would freeze nothing."""
+"""Parameter groups by name pattern. A pattern without effect is an error, because it would silently change nothing."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from torch import nn
 
@@ -21,25 +22,37 @@ class ParamGroup:
 
 
 def freeze_parameters(module: nn.Module, patterns: Sequence[str]) -> None:
-    """Switch off gradients of every parameter whose name matches one of `patterns`."""
+    """Switch off gradients of every parameter whose name matches one of `patterns`; ValueError if one matches none."""
     for pattern in patterns:
-        for name in _matching(module, pattern, "freeze"):
+        for name in matching(module, pattern, "freeze"):
             module.get_parameter(name).requires_grad_(False)
 
 
 def build_groups(module: nn.Module, groups: Sequence[ParamGroup] = ()) -> list[dict]:
-    """Trainable parameters as torch groups of (name, parameter); first matching pattern wins, the rest is `default`.
+    """Trainable parameters as torch groups of (name, parameter): each in exactly one, the first whose pattern matches.
 
-    Parameters with fewer than two axes (norms, biases, LayerScale) form groups of their own without weight decay, as
-    AdamW recipes for transformers do, unless their ParamGroup sets one.
+    What no pattern matches is the group `default`. Parameters with fewer than two axes (norms, biases, LayerScale) form
+    groups of their own without weight decay, as AdamW recipes for transformers do, unless their ParamGroup sets one.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing that an earlier pattern leaves; or all parameters are frozen.
     """
+    owners: dict[str, ParamGroup] = {}
     for group in groups:
-        _matching(module, group.pattern, "param_groups")
+        found = matching(module, group.pattern, "param_groups")
+        free = [name for name in found if name not in owners]
+        if not free:
+            earlier = sorted({owners[name].pattern for name in found})
+            raise ValueError(
+                f"param_groups: pattern {group.pattern!r} has no effect: all it matches is taken by "
+                f"{' and '.join(map(repr, earlier))} before it; put the narrower pattern first"
+            )
+        owners.update(dict.fromkeys(free, group))
     buckets: dict[tuple[str, bool], dict] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in module.named_parameters():  # a tied parameter comes once, under its first name
         if not parameter.requires_grad:
             continue
-        owner = next((g for g in groups if re.search(g.pattern, name)), None)
+        owner = owners.get(name)
         label, is_vector = owner.pattern if owner else "default", parameter.ndim < 2
         bucket = buckets.setdefault((label, is_vector), {"name": label + (" (1-D)" if is_vector else ""), "params": []})
         bucket["params"].append((name, parameter))
@@ -54,10 +67,29 @@ def build_groups(module: nn.Module, groups: Sequence[ParamGroup] = ()) -> list[d
     return list(buckets.values())
 
 
-def _matching(module: nn.Module, pattern: str, key: str) -> list[str]:
+def matching(module: nn.Module, pattern: str, key: str) -> list[str]:
+    """Names of parameters that match `pattern`; ValueError with `key` and near names when there is none."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{key}: {pattern!r} is not a regular expression: {error}") from None
     names = [name for name, _ in module.named_parameters()]
-    found = [name for name in names if re.search(pattern, name)]
-    if not found:
-        tops = sorted({".".join(name.split(".")[:2]) for name in names})
-        raise ValueError(f"{key}: pattern {pattern!r} matches no parameter; names start with {', '.join(tops)}")
-    return found
+    found = [name for name in names if expression.search(name)]
+    if found:
+        return found
+    for alias, parameter in module.named_parameters(remove_duplicate=False):
+        if expression.search(alias):
+            name = next(name for name, other in module.named_parameters() if other is parameter)
+            raise ValueError(f"{key}: pattern {pattern!r} matches {alias}, which is tied to {name}: use that name")
+    raise ValueError(f"{key}: pattern {pattern!r} matches no parameter; {near_names(pattern, names)}")
+
+
+def near_names(pattern: str, names: Sequence[str]) -> str:
+    """For the end of an error message: what the pattern may have meant, or how names start."""
+    paths = [name.split(".") for name in names]
+    parts = {".".join(path[: i + 1]) for path in paths for i in range(len(path))} | {p for path in paths for p in path}
+    close = get_close_matches(pattern.replace("\\", "").strip("^$.*"), sorted(parts), n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    tops = sorted({".".join(name.split(".")[:2]) for name in names})
+    return f"names start with {', '.join(tops)}"

@@ -7,13 +7,15 @@ path, and neither accumulation nor uneven ranks change the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -22,9 +24,13 @@ from step3vl.evaluation import Benchmark, Case, Record, measure
 from step3vl.generation.sampler import Sampler
 from step3vl.models import VisionLanguageModel
 from step3vl.optim import ParamGroup, build_groups, freeze_parameters
-from step3vl.parallel import shard
+from step3vl.parallel import Blueprint, data_mesh, flat, has_no_memory, recompute, shard
 from step3vl.types import IGNORE_INDEX, Batch, Sampling, WeightedSum
-from step3vl.weights import load_parts
+
+from .guard import Guard
+from .initial import load
+
+Recomputed = Literal["none", "vision", "decoder", "blocks"]
 
 
 class Stage(LightningModule):
@@ -42,6 +48,9 @@ class Stage(LightningModule):
             folder, or one place for each part, {vision_encoder: PATH, decoder: PATH}; parts not named keep theirs.
         init_ignore: name patterns of keys in which model and `init_from` may differ; every other difference is an
             error.
+        guard: refuses steps that are not finite; None: the default one.
+        recompute: whose blocks run again in backward instead of keeping what they computed: none, vision, decoder, or
+            blocks (both).
     """
 
     def __init__(
@@ -55,8 +64,15 @@ class Stage(LightningModule):
         sampling: Sampling | None = None,
         init_from: str | dict[str, str] | None = None,
         init_ignore: Sequence[str] = (),
+        guard: Guard | None = None,
+        recompute: Recomputed = "none",
     ):
         super().__init__()
+        if recompute not in get_args(Recomputed):
+            raise ValueError(f"model.recompute is {recompute!r}; accepted are {', '.join(get_args(Recomputed))}")
+        self.recompute = recompute
+        self.guard = guard or Guard()
+        self.step_ids: list[str] = []
         self.init_from, self.init_ignore = init_from, list(init_ignore)
         self.vlm, self.processor = vlm, processor
         self.optimizer_factory, self.schedule_factory = optimizer, schedule
@@ -67,8 +83,10 @@ class Stage(LightningModule):
         self.records: list[Record] = []
         self.step_weight = torch.zeros(())
         self.step_loss: dict[str, Tensor] = {}
-        self.num_skipped = 0
+        self.step_skipped = self.step_views = self.num_shown = 0
+        self.num_skipped: float | Tensor = 0.0  # over all ranks
         self.is_sharded = False
+        self.flat_groups: list[dict[str, Any]] | None = None  # under FSDPStrategy, which flattens parameters
 
     # -------------------------------------------------------------------------------------------- to be given
 
@@ -76,25 +94,46 @@ class Stage(LightningModule):
         """Named losses of one micro-batch, each a sum and its weight; their sum is trained."""
         raise TypeError(f"{type(self).__name__} must define losses(batch)")
 
-    # -------------------------------------------------------------------------------------------- sharding
+    # -------------------------------------------------------------------------------------------- memory
 
     def configure_model(self) -> None:
-        """Under ModelParallelStrategy (FSDP2), shard every block over the data-parallel ranks; else nothing."""
-        if self.device_mesh is None or self.is_sharded:
-            return
-        blocks = [*self.vlm.vision_encoder.blocks(), *self.vlm.decoder.blocks()]
-        shard(self.vlm, blocks, self.device_mesh["data_parallel"])
-        self.is_sharded = True
+        """What depends on devices and ranks: recomputation, shards (FSDP2), memory and fresh weights.
+
+        A model built without memory gets it here, unit by unit, and its weights are drawn; one with weights keeps
+        them. Under ModelParallelStrategy every block is sharded over the data-parallel ranks; FSDPStrategy will wrap
+        the model later, and is told how.
+        """
+        vision, decoder = list(self.vlm.vision_encoder.blocks()), list(self.vlm.decoder.blocks())
+        blueprint = Blueprint(self.vlm, vision + decoder) if has_no_memory(self.vlm) else None
+        recompute(vision if self.recompute in ("vision", "blocks") else ())
+        recompute(decoder if self.recompute in ("decoder", "blocks") else ())
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy) and self.flat_groups is None:
+            if self.init_from is not None:
+                raise ValueError("model.init_from cannot be read under FSDPStrategy; use strategy/fsdp2.yaml")
+            self.flat_groups = build_groups(self.vlm, self.param_groups)
+            flat.tell(strategy, self.vlm, vision + decoder, blueprint, torch.initial_seed())
+            self.is_sharded, blueprint = True, None
+        if self.device_mesh is not None and not self.is_sharded:
+            shard(self.vlm, vision + decoder, data_mesh(self.device_mesh), getattr(strategy, "policy", None))
+            self.is_sharded = True
+        if blueprint is not None:
+            blueprint.fill(self.vlm, strategy.root_device, strategy.broadcast(torch.initial_seed()))
+        if self.trainer.world_size > 1:
+            layout = self.vlm.image_spec.layout
+            self.vlm.num_encoder_passes = len({layout.global_pixels, layout.crop_pixels})
+
+    def cpu(self) -> Self:
+        """To main memory, as Lightning wants at the end; a model that never got memory stays as it is."""
+        return self if has_no_memory(self.vlm) else super().cpu()
 
     # -------------------------------------------------------------------------------------------- weights
 
     def load_initial_weights(self) -> None:
         """Load `init_from` once, unless the trainer has restored a checkpoint; a shard reads only its own rows."""
         if self.init_from is not None and self.trainer.ckpt_path is None:
-            for path in [self.init_from] if isinstance(self.init_from, str) else self.init_from.values():
-                check_source(path)
-            for report in load_parts(self.vlm, self.init_from, self.init_ignore):
-                self.print(f"init_from {report.source.path}: {len(report.loaded)} tensors ({report.layout.name})")
+            for line in load(self.vlm, self.init_from, self.init_ignore):
+                self.print(line)
         self.init_from = None  # a later test of the same object keeps what was trained
 
     def on_train_start(self) -> None:  # the first moment at which it is known whether a checkpoint was restored
@@ -117,36 +156,99 @@ class Stage(LightningModule):
         self.step_weight = self.step_weight.to(weights.device) + weights[0].detach()
         for name, loss in named.items():
             self.step_loss[name] = loss.value.detach() + self.step_loss.get(name, 0.0)
+        self.step_ids += batch.sample_ids
+        self.step_views += 0 if batch.images is None else len(batch.images)
         self.report_skipped(batch)
         return torch.stack([loss.value for loss in named.values()]).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide accumulated gradients by the weight of the whole step; runs before gradient clipping."""
-        sums = torch.stack([self.step_weight, *self.step_loss.values()]).float()  # [1 + losses]
+        """Divide accumulated gradients by the weight of the whole step; runs before gradient clipping.
+
+        A step that the guard refuses loses its gradients, so that the optimizer changes nothing.
+        """
+        is_finite = all(bool(value.isfinite()) for value in self.step_loss.values())  # on this rank
+        counts = self.step_weight.new_tensor([self.step_skipped, self.step_views])
+        sums = torch.stack([self.step_weight, *counts, *self.step_loss.values()]).float()  # [3 + losses]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        weight, *values = sums.unbind()
+        weight, skipped, num_views, *values = sums.unbind()
         if weight == 0:
             raise ValueError(f"step {self.global_step}: no token of the batch carries a label; check data and seq_len")
+        if self.vlm.num_encoder_passes is not None and num_views == 0:  # blank views alone: as if it had not been run
+            for parameter in self.vlm.image_parameters():
+                parameter.grad = None
         # gradients are averaged over ranks, and Lightning divides each loss by the accumulation count: undone here
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / weight
         torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
         for name, value in zip(self.step_loss, values):
             self.log(name, value / weight, prog_bar=True)  # the mean over all ranks and micro-batches
+        self.num_skipped += skipped
+        self.log("skipped", self.num_skipped)
         self.log("lr", optimizer.param_groups[0]["lr"])
-        self.step_weight, self.step_loss = torch.zeros(()), {}
+        norms = self.gradient_norms(optimizer)
+        if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
+            for name, norm in norms.items():
+                self.log(name, norm)
+        loss = float(torch.stack([value / weight for value in values]).sum())
+        self.refuse_or_go(loss, float(norms.get("grad_norm", 0.0)), is_finite)
+        self.step_weight, self.step_loss, self.step_ids = torch.zeros(()), {}, []
+        self.step_skipped = self.step_views = 0
+
+    def refuse_or_go(self, loss: float, norm: float, is_finite: bool) -> None:
+        """Ask the guard; loss and norm are those of all ranks, so that all of them refuse together."""
+        reason = self.guard.judge(loss, norm)
+        self.log("refused", float(self.guard.num_refused))
+        if reason is None:
+            return
+        for parameter in self.parameters():
+            parameter.grad = None
+        if self.trainer.is_global_zero:
+            print(f"step {self.global_step} refused: {reason}; weights and moments stay as they were")
+        if not is_finite or math.isfinite(loss):  # the rank where it began, or all where no rank can tell
+            print(f"samples of that step on rank {self.global_rank}: {', '.join(self.step_ids)}")
+        self.guard.check()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["guard"] = self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "guard" in checkpoint:
+            self.guard.load_state_dict(checkpoint["guard"])
+
+    def gradient_norms(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """`grad_norm` of the step's gradient before clipping, over all parameters, and `grad_norm/NAME` of each group.
+
+        A group whose norm is far above the others' is what clipping scales down; one that is 0 is not trained.
+        """
+        norms: dict[str, Tensor] = {}
+        if self.flat_groups is not None:  # a rank has no part in some groups, but all must take part in the sum
+            norms = {str(group.get("name", "default")): self.step_weight * 0 for group in optimizer.param_groups}
+        for group in optimizer.param_groups:
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            if grads:
+                norm = torch.nn.utils.get_total_norm(grads, foreach=True)
+                square = (norm.full_tensor() if isinstance(norm, DTensor) else norm).float().square()
+                name = str(group.get("name", "default"))
+                norms[name] = norms.get(name, torch.zeros_like(square)) + square  # Muon and AdamW parts of one group
+        if self.flat_groups is not None:
+            squares = torch.stack([square.to(self.device) for square in norms.values()])
+            torch.distributed.all_reduce(squares)
+            norms = dict(zip(norms, squares.unbind()))
+        found = {f"grad_norm/{name}": square.sqrt() for name, square in norms.items()}
+        return found | ({"grad_norm": torch.stack(list(norms.values())).sum().sqrt()} if norms else {})
 
     def report_skipped(self, batch: Batch) -> None:
         """Count samples that could not be used, and show each one: nothing is skipped silently."""
         for reason in batch.skipped:
-            self.num_skipped += 1
-            if self.num_skipped <= 20:
-                self.print(f"skipped sample {reason}")
-        self.log("skipped", float(self.num_skipped), reduce_fx="max")
+            self.num_shown += 1
+            if self.num_shown <= 20:
+                print(f"skipped sample {reason}" + (f" (rank {self.global_rank})" if self.global_rank else ""))
+        self.step_skipped += len(batch.skipped)
 
     def on_train_end(self) -> None:
-        if self.num_skipped:
-            self.print(f"{self.num_skipped} sample{'s' if self.num_skipped > 1 else ''} skipped in all")
+        num = int(self.num_skipped)
+        if num:
+            self.print(f"{num} sample{'s' if num > 1 else ''} skipped in all")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         for name, loss in self.losses(batch).items():
@@ -154,13 +256,25 @@ class Stage(LightningModule):
             self.log(f"val_{name}", loss.mean(), prog_bar=True, batch_size=max(1, num_labels), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer_factory(build_groups(self.vlm, self.param_groups))
+        groups = build_groups(self.vlm, self.param_groups) if self.flat_groups is None else self.flat_groups
+        optimizer = self.optimizer_factory(groups if self.flat_groups is None else flat.renewed(groups, self.vlm))
+        if self.flat_groups is not None and any(group.get("algorithm") for group in optimizer.param_groups):
+            raise ValueError("model.optimizer: Muon needs whole matrices, which FSDPStrategy flattens; use fsdp2.yaml")
         if self.schedule_factory is None:
             return optimizer
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.schedule_factory(optimizer), "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """As Lightning's; under FSDPStrategy, which refuses to clip by norm, the wrapped model does it."""
+        if self.flat_groups is not None and gradient_clip_val and str(gradient_clip_algorithm or "norm") == "norm":
+            cast(Any, self.trainer.strategy.model).clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -------------------------------------------------------------------------------------------- measuring
 
@@ -179,19 +293,3 @@ class Stage(LightningModule):
             raise ValueError("model.sampling is not set: say how to generate, e.g. --model.sampling.max_new_tokens=16")
         name = list(self.suite)[dataloader_idx]
         return measure(name, self.suite[name], cases, self.sampler(len(cases)), self.sampling, blind=False)
-
-
-def check_source(path: str) -> None:
-    """Raises ValueError when nothing is at `path`; for a run of ours it says which file makes it."""
-    if Path(path).exists():
-        return
-    parts = Path(path).parts
-    scale = "tiny" if parts[:2] == ("runs", "tiny") else "paper"
-    inside = parts[2:] if scale == "tiny" else parts[1:]
-    if parts[:1] != ("runs",) or not inside:
-        raise ValueError(f"model.init_from: nothing is at {path}; give a run, a checkpoint's folder or file, or null")
-    file = Path(*inside).with_name(f"{inside[-1]}.yaml")
-    raise ValueError(
-        f"model.init_from: there is no run at {path}; make it with: step3vl fit -c {file} --scale {scale}, or give "
-        "another place, or null"
-    )

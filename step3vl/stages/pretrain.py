@@ -14,7 +14,8 @@ from step3vl.models import VisionLanguageModel
 from step3vl.optim import ParamGroup
 from step3vl.types import Batch, Sampling, WeightedSum
 
-from .base import Stage
+from .base import Recomputed, Stage
+from .guard import Guard
 
 
 class PretrainStage(Stage):
@@ -32,6 +33,9 @@ class PretrainStage(Stage):
         init_from: where weights come from when no checkpoint is resumed: a run, an exported, imported or released
             folder, or one place for each part, {vision_encoder: PATH, decoder: PATH}; parts not named keep theirs.
         init_ignore: name patterns of keys in which model and `init_from` may differ.
+        guard: refuses steps that are not finite; None: the default one.
+        recompute: whose blocks run again in backward instead of keeping what they computed: none, vision, decoder, or
+            blocks (both).
     """
 
     def __init__(
@@ -46,8 +50,22 @@ class PretrainStage(Stage):
         loss: CrossEntropy | None = None,
         init_from: str | dict[str, str] | None = None,
         init_ignore: Sequence[str] = (),
+        guard: Guard | None = None,
+        recompute: Recomputed = "none",
     ):
-        super().__init__(vlm, processor, optimizer, schedule, param_groups, freeze, sampling, init_from, init_ignore)
+        super().__init__(
+            vlm,
+            processor,
+            optimizer,
+            schedule,
+            param_groups,
+            freeze,
+            sampling,
+            init_from,
+            init_ignore,
+            guard,
+            recompute,
+        )
         self.loss = loss or CrossEntropy()
 
     def losses(self, batch: Batch) -> dict[str, WeightedSum]:

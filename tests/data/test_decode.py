@@ -8,12 +8,15 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
+from step3vl.data.array_image import ArrayImage
 from step3vl.data.decode import FORMATS, MAX_ASPECT, MAX_PIXELS, TURNS, check_size, open_image
 from step3vl.data.images import plan
 from step3vl.data.shards import FORMATS as SHARD_FORMATS
 from step3vl.types import MultiCrop
+from tests.data.released_views import jpeg, landscape, page
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -156,6 +159,82 @@ def test_colour_profiles_are_ignored():
     plain = encoded(Image.fromarray(COLOURS))
     tagged = encoded(Image.fromarray(COLOURS), icc_profile=profile)
     assert tagged != plain and np.array_equal(pixels(tagged), pixels(plain))
+
+
+# ------------------------------------------------------------------------------------------------ ordinary JPEGs
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0", "grey", "RGB", "restarts"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (8, 8), (17, 33), (31, 16), (301, 203)])
+def test_both_decoders_give_the_same_pixels(sampling, size):
+    noise = Image.fromarray(RNG.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    for image in (noise, landscape(*size), page(*size)):
+        for quality in (30, 75, 95):
+            match sampling:
+                case "grey":
+                    data = jpeg(image.convert("L"), quality=quality)
+                case "RGB":
+                    data = jpeg(image, quality=quality, keep_rgb=True)
+                case "restarts":
+                    data = jpeg(image, quality=quality, restart_marker_blocks=2)
+                case _:
+                    data = jpeg(image, quality=quality, subsampling=sampling)
+            found = open_image(data, "x")
+            assert isinstance(found, ArrayImage) and found.pixels is not None
+            assert np.array_equal(found.pixels, by_pillow(data))
+
+
+def test_rare_jpegs_are_left_to_pillow(tmp_path):
+    image = landscape(64, 48)
+    array = np.asarray(image)
+    plain = jpeg(image)
+    rare = [jpeg(image, progressive=True), jpeg(image.convert("CMYK"))]
+    rare += [simplejpeg.encode_jpeg(array, colorsubsampling=sampling) for sampling in ("440", "411")]
+    rare += [plain[:300] + b"\0\0" + plain[300:]]  # a warning to the strict decoder
+    for data in rare:
+        found = open_image(data, "x")
+        assert not isinstance(found, ArrayImage)
+        assert np.array_equal(found, by_pillow(data))
+    (tmp_path / "a").write_bytes(plain)
+    assert np.array_equal(open_image(tmp_path / "a", "x"), open_image(plain, "x"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damaged_jpegs_have_the_outcome_they_have_with_pillow(monkeypatch):
+    def outcome(data: bytes) -> bytes | str:
+        try:
+            return open_image(data, "x").tobytes()
+        except ValueError as error:
+            return str(error)
+
+    whole = jpeg(landscape(40, 24), quality=50)
+    damaged = [whole[:n] for n in range(0, len(whole), 9)]
+    for place in range(0, len(whole), 3):
+        for mask in (0xFF, 0x01, 0x10):
+            bad = bytearray(whole)
+            bad[place] ^= mask
+            damaged.append(bytes(bad))
+    ours = [outcome(data) for data in damaged]
+    monkeypatch.setattr("step3vl.data.decode._plain_jpeg", lambda source, image: None)
+    theirs = [outcome(data) for data in damaged]
+    assert ours == theirs
+    assert 50 < sum(isinstance(found, str) for found in ours) < len(ours) - 50
+
+
+def test_an_oversized_jpeg_is_refused_by_its_header(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("pixels were decoded"))
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_: pytest.fail("pixels were decoded"))
+    data = bytearray(jpeg(Image.new("RGB", (16, 16))))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 9000, 9000)
+    refusal(bytes(data), "9000x9000 is above the limit of 67108864 pixels")
+    data[at : at + 4] = struct.pack(">HH", 4, 4000)
+    refusal(bytes(data), "4000x4 is too thin")
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

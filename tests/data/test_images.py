@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
+from step3vl.data.array_image import ArrayImage
+from step3vl.data.decode import open_image
 from step3vl.data.images import plan, views
-from step3vl.types import ImageSpec, MultiCrop
+from step3vl.types import Grids, ImageSpec, MultiCrop
+from tests.data.released_views import differences, jpeg, landscape, page
 
 FULL = MultiCrop()
 TINY = MultiCrop(global_size=64, crop_size=48, max_side=288, min_side=8)
@@ -81,21 +83,52 @@ def test_views_come_row_by_row_and_then_the_whole():
     found = views(image, ImageSpec(4, *PLAIN, TINY))
     assert [tuple(view.shape) for view in found] == [(3, 48, 48)] * 6 + [(3, 64, 64)]
     for view, colour in zip(found, colours):
-        expected = (torch.tensor(colour) / 255.0).view(3, 1, 1).expand(3, 48, 48)
-        torch.testing.assert_close(view, expected)
+        assert view.dtype == torch.uint8
+        assert torch.equal(view, torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, 48, 48))
     whole = found[-1]
     for k, (x, y) in enumerate([(10, 16), (32, 16), (54, 16), (10, 48), (32, 48), (54, 48)]):
-        torch.testing.assert_close(whole[:, y, x], torch.tensor(colours[k]) / 255.0, atol=1e-5, rtol=0)
+        assert whole[:, y, x].tolist() == list(colours[k])
 
 
-def test_pixels_are_scaled_normalised_then_resized_with_antialiasing():
-    array = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
-    (view,) = views(Image.fromarray(array), ImageSpec(4, *CLIP, TINY))
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in CLIP)
-    unit = (torch.from_numpy(array).permute(2, 0, 1) / 255.0 - mean) / std
-    expected = interpolate(unit[None], size=(64, 64), mode="bilinear", antialias=True, align_corners=False)[0]
-    assert view.dtype == torch.float32
-    torch.testing.assert_close(view, expected)
+SIZES = [(64, 64), (40, 30), (320, 200), (640, 480), (1920, 1080), (4000, 3000), (33, 200), (20, 300), (1000, 490)]
+
+
+@pytest.mark.parametrize("draw", [landscape, page])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_every_view_is_within_three_levels_of_the_released_order(draw, size):
+    spec = ImageSpec(14, *CLIP, FULL)
+    data = jpeg(draw(*size))
+    found = views(open_image(data, "x"), spec)
+    crops = plan(*size, FULL)
+    assert len(found) == crops.num_crops + 1 and all(view.dtype == torch.uint8 for view in found)
+    assert max(differences(found, data, spec)) <= 3
+
+
+@pytest.mark.parametrize("size", [(50, 40), (64, 64), (65, 64), (120, 90), (300, 200), (500, 100)])
+def test_hard_noise_in_the_tiny_layout_is_as_close(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 2, (*size, 3), dtype=np.uint8) * 255)
+    spec = ImageSpec(4, *CLIP, TINY)
+    assert max(differences(views(image, spec), image, spec)) <= 3
+    assert max(differences(views(ArrayImage(np.array(image)), spec), image, spec)) <= 3
+
+
+def test_what_is_not_resized_is_unchanged():
+    array = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    *crops, _ = views(Image.fromarray(array), ImageSpec(4, *CLIP, TINY))
+    for crop, (x0, y0, x1, y1) in zip(crops, plan(96, 96, TINY).boxes, strict=True):
+        assert np.array_equal(crop.permute(1, 2, 0), array[y0:y1, x0:x1])
+
+
+def test_crops_are_cut_without_copying_and_stacked_in_their_own_order():
+    array = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    image = ArrayImage(array)
+    *crops, whole = views(image, ImageSpec(4, *CLIP, TINY))
+    first = array.__array_interface__["data"][0]
+    assert [crop.data_ptr() - first for crop in crops] == [0, 48 * 3, 48 * 96 * 3, 48 * 96 * 3 + 48 * 3]
+    assert image.pixels is array, "the image was not copied into PIL's memory"
+    stacked = Grids.stack([*crops, whole]).tensors[0]  # [4,3,48,48]
+    assert stacked.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(stacked, crops, strict=True))
 
 
 def test_views_reach_the_encoder_at_their_own_sizes():
@@ -105,13 +138,20 @@ def test_views_reach_the_encoder_at_their_own_sizes():
 
 def test_thin_images_are_padded_with_black_at_the_bottom_or_right():
     (view,) = views(Image.new("RGB", (4, 60), (255, 255, 255)), ImageSpec(4, *PLAIN, TINY))
-    assert view[:, :, 0].mean() > 0.9
-    assert view[:, :, 16:].abs().max() == 0.0
+    assert view[:, :, 0].float().mean() > 0.9 * 255
+    assert view[:, :, 16:].max() == 0
+
+
+def test_a_window_beyond_the_edge_is_black_there():
+    found = views(Image.new("RGB", (1000, 490), (255, 255, 255)), ImageSpec(14, *PLAIN, FULL))
+    assert [view.shape[1] for view in found] == [504, 504, 728]
+    for crop in found[:2]:
+        assert crop[:, :490].min() == 255 and crop[:, 490:].max() == 0
 
 
 def test_other_modes_become_rgb_and_alpha_is_dropped():
     image = Image.new("RGBA", (64, 64), (200, 100, 50, 0))
     (view,) = views(image, ImageSpec(4, *PLAIN, TINY))
-    torch.testing.assert_close(view[:, 0, 0], torch.tensor([200.0, 100.0, 50.0]) / 255)
+    assert view[:, 0, 0].tolist() == [200, 100, 50]
     (grey,) = views(Image.new("L", (64, 64), 128), ImageSpec(4, *PLAIN, TINY))
     assert grey.shape == (3, 64, 64)

@@ -32,10 +32,16 @@ def three(root, seed: int = 0) -> Mixture:
     return Mixture(root, {name: Source(f"train/{name}-*.tar", weight) for name, weight in weights.items()}, seed)
 
 
+def ids_of(mixture: Mixture, positions) -> list[str]:
+    places = [mixture.place(mixture.sample_draw(j)) for j in positions]
+    return [shard.key(index) for shard, index in places]
+
+
 def ids(mixture: Mixture, positions) -> list[str]:
     found = []
     for j in positions:
-        name, shard, index = mixture.sample(j)
+        name, _ = draw = mixture.sample_draw(j)
+        shard, index = mixture.place(draw)
         found.append(shard.read(index).id)
         assert found[-1].startswith(name)
     return found
@@ -52,10 +58,10 @@ def test_order_follows_from_the_seed_alone(root):
 def test_weights_hold_in_every_thousand(root):
     mixture = three(root)
     for period in (0, 1, 57):
-        names = [mixture.sample(j)[0] for j in range(period * 1000, period * 1000 + 1000)]
+        names = [mixture.sample_draw(j)[0] for j in range(period * 1000, period * 1000 + 1000)]
         assert Counter(names) == {"red": 556, "green": 333, "blue": 111}
         assert names[:40] != sorted(names[:40])
-    first, second = ([mixture.sample(p * 1000 + j)[0] for j in range(1000)] for p in (0, 1))
+    first, second = ([mixture.sample_draw(p * 1000 + j)[0] for j in range(1000)] for p in (0, 1))
     assert first != second
 
 
@@ -70,9 +76,7 @@ def test_every_epoch_of_a_source_is_a_permutation(root):
 def test_a_single_source_is_seen_whole_before_it_repeats(root):
     mixture = Mixture(root, {"all": Source("train", 0.2)}, seed=3)
     assert mixture.num_samples("all") == 45
-    first, second = (
-        [mixture.sample(j)[1].key(mixture.sample(j)[2]) for j in range(e * 45, e * 45 + 45)] for e in (0, 1)
-    )
+    first, second = (ids_of(mixture, range(e * 45, e * 45 + 45)) for e in (0, 1))
     assert len(set(first)) == len(set(second)) == 45
     assert first != second
 
@@ -117,4 +121,14 @@ def test_refusals(root, tmp_path):
     with pytest.raises(ValueError, match="no source 'pink' in this mixture; it has red, green, blue"):
         three(root).num_samples("pink")
     with pytest.raises(ValueError, match="start at 0, got -1"):
-        three(root).sample(-1)
+        three(root).sample_draw(-1)
+
+
+def test_a_run_that_repeats_too_often_is_refused(root):
+    sources = {"red": Source("train/red-*.tar", 1.0), "blue": Source("train/blue-*.tar", 1.0, max_epochs=3)}
+    mixture = Mixture(root, sources)
+    mixture.check_repeats(24)  # 12 of blue's 4: three times
+    with pytest.raises(
+        ValueError, match=r"sources.blue: this run would show its samples 3.25 times and max_epochs is 3"
+    ):
+        mixture.check_repeats(26)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from step3vl.data import Mixture, Processor, Source, TrainData
 from step3vl.data.loader import PackedBatches, ResumableLoader, StepLoader
+from step3vl.data.plan import SamplePlan
 from step3vl.data.shards import write_shards
 from step3vl.types import Batch, ImageSpec, Message, MultiCrop, Sample
 
@@ -85,12 +86,17 @@ def fit(folder, module: TrainData, max_steps: int, ckpt_path=None, save_at: int 
     return recorder
 
 
+ROWS = {"samples_per_step": None, "rows_per_step": 2, "mix_by": "tokens"}
+
+
+@pytest.mark.parametrize("counted", [{}, ROWS], ids=["samples", "rows"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resume_is_exact(root, processor, tmp_path, num_workers):
-    straight = fit(tmp_path, data(root, processor, num_workers=num_workers), 10)
+def test_resume_is_exact(root, processor, tmp_path, num_workers, counted):
+    options = {"num_workers": num_workers} | counted
+    straight = fit(tmp_path, data(root, processor, **options), 10)
     assert len(straight.seen) == 10
-    first = fit(tmp_path, data(root, processor, num_workers=num_workers), 4, save_at=4)
-    second = fit(tmp_path, data(root, processor, num_workers=num_workers), 10, ckpt_path=tmp_path / "at-step=4.ckpt")
+    first = fit(tmp_path, data(root, processor, **options), 4, save_at=4)
+    second = fit(tmp_path, data(root, processor, **options), 10, ckpt_path=tmp_path / "at-step=4.ckpt")
     assert first.seen + second.seen == straight.seen
     assert len(second.seen) == 6
 
@@ -107,33 +113,36 @@ def test_each_sample_once_before_any_repeats(root, processor, tmp_path):
     assert sorted(id for ids in seen for id in ids) == sorted(f"read{i}" for i in range(50))
 
 
+def loader(mixture, processor, samples_per_step, num_steps, num_workers=0, kind=StepLoader, **ranks):
+    plan = SamplePlan(mixture, samples_per_step, **ranks)
+    return kind(PackedBatches(mixture, processor, SEQ_LEN), plan, num_steps, num_workers)
+
+
 def test_ranks_split_each_step(root, processor):
     mixture = Mixture(root, {"read": Source("read-*.tar", 1.0)}, seed=1)
-    one = PackedBatches(mixture, processor, SEQ_LEN, 4)
-    ranks = [PackedBatches(mixture, processor, SEQ_LEN, 2, rank=rank, num_ranks=2) for rank in (0, 1)]
-    assert one.stride == ranks[0].stride == 4
-    for start in (0, 4, 400):
-        together = [id for batches in ranks for id in batches[start].sample_ids]
-        assert sorted(together) == sorted(one[start].sample_ids)
+    one = loader(mixture, processor, 4, 30)
+    ranks = [loader(mixture, processor, 2, 30, rank=rank, num_ranks=2) for rank in (0, 1)]
+    for whole, *parts in zip(one, *ranks, strict=True):
+        assert sorted(id for batch in parts for id in batch.sample_ids) == sorted(whole.sample_ids)
 
 
 def test_resume_with_another_number_of_ranks_goes_on_in_samples(root, processor):
     mixture = Mixture(root, {"read": Source("read-*.tar", 1.0)}, seed=1)
-    one = ResumableLoader(PackedBatches(mixture, processor, SEQ_LEN, 4), num_steps=10)
+    one = loader(mixture, processor, 4, 10, kind=ResumableLoader)
     batches = iter(one)
     seen = [id for _ in range(3) for id in next(batches).sample_ids]
     for rank in (0, 1):
-        again = ResumableLoader(PackedBatches(mixture, processor, SEQ_LEN, 4, rank=rank, num_ranks=2), num_steps=10)
+        again = loader(mixture, processor, 4, 10, kind=ResumableLoader, rank=rank, num_ranks=2)
         again.load_state_dict(one.state_dict())
         seen += next(iter(again)).sample_ids
     assert len(seen) == len(set(seen)) == 20
-    straight = ResumableLoader(PackedBatches(mixture, processor, SEQ_LEN, 20), num_steps=1)
+    straight = loader(mixture, processor, 20, 1)
     assert set(seen) == set(next(iter(straight)).sample_ids)
 
 
 def test_workers_give_the_same_batches(root, processor):
     mixture = Mixture(root, {"read": Source("read-*.tar", 1.0)}, seed=1)
-    loaders = [StepLoader(PackedBatches(mixture, processor, SEQ_LEN, 6), 5, num_workers=n) for n in (0, 1, 2)]
+    loaders = [loader(mixture, processor, 6, 5, num_workers=n) for n in (0, 1, 2)]
     for ours, one, two in zip(*loaders):
         for other in (one, two):
             assert other.sample_ids == ours.sample_ids
@@ -145,7 +154,7 @@ def test_workers_give_the_same_batches(root, processor):
 def test_samples_that_cannot_be_used_are_named_and_training_goes_on(root, processor, tmp_path):
     sources = {"read": Source("read-*.tar", 1.0), "big": Source("big-*.tar", 1.0)}
     mixture = Mixture(root, sources, seed=1)
-    batch = PackedBatches(mixture, processor, SEQ_LEN, 12)[0]
+    batch = next(iter(loader(mixture, processor, 12, 1)))
     assert batch.skipped and len(batch.skipped) + len(batch.sample_ids) == 12
     assert all(line.startswith("big/big") and "raise seq_len to >= " in line for line in batch.skipped)
     write_shards((picture_sample(f"b{i}", "7") for i in range(3)), tmp_path, "b", 3)
@@ -154,7 +163,7 @@ def test_samples_that_cannot_be_used_are_named_and_training_goes_on(root, proces
     at = stored.index(b"\x89PNG")
     stored[at : at + 40] = bytes(40)
     shard.write_bytes(bytes(stored))
-    batch = PackedBatches(Mixture(tmp_path, {"b": Source("b-*.tar", 1.0)}), processor, SEQ_LEN, 3)[0]
+    batch = next(iter(loader(Mixture(tmp_path, {"b": Source("b-*.tar", 1.0)}), processor, 3, 1)))
     assert sorted(batch.sample_ids) == ["b1", "b2"]
     assert len(batch.skipped) == 1 and "b0" in batch.skipped[0] and "cannot be decoded" in batch.skipped[0]
 
@@ -170,7 +179,7 @@ def test_validation_is_the_same_every_time(root, processor, tmp_path):
 def test_no_validation_is_fine_and_the_table_is_printed(root, processor, tmp_path, capsys):
     recorder = fit(tmp_path, data(root, processor), 2)
     assert recorder.validated == []
-    assert "Mixture: 40 samples, seed 1" in capsys.readouterr().out
+    assert "Mixture: 8 samples, seed 1" in capsys.readouterr().out
 
 
 def test_refusals(root, processor):
@@ -178,15 +187,20 @@ def test_refusals(root, processor):
         data(root, processor, samples_per_step=0)
     with pytest.raises(ValueError, match="val_samples must be at least 1, got 0"):
         data(root, processor, val_sources={"read": Source("read-*.tar", 1.0)})
-    module = TrainData(str(root), {"read": Source("read-*.tar", 1.0)}, SEQ_LEN, 1, 1)
+    module = TrainData(str(root), {"read": Source("read-*.tar", 1.0)}, SEQ_LEN, 1, samples_per_step=1)
     with pytest.raises(RuntimeError, match="setup"):
         module.train_dataloader()
     module.setup("fit")
     with pytest.raises(RuntimeError, match="connect"):
         module.train_dataloader()
-    unbound = PackedBatches(Mixture(root, {"read": Source("read-*.tar", 1.0)}), Processor(), SEQ_LEN, 1)
+    unbound = loader(Mixture(root, {"read": Source("read-*.tar", 1.0)}), Processor(), 1, 1)
     with pytest.raises(RuntimeError, match="bind"):
-        unbound[0]
+        next(iter(unbound))
+    for given in ({"samples_per_step": None}, {"rows_per_step": 2}):
+        with pytest.raises(ValueError, match=r"give data\.samples_per_step or data\.rows_per_step"):
+            data(root, processor, **given)
+    with pytest.raises(ValueError, match="max_views_per_row needs rows_per_step"):
+        data(root, processor, max_views_per_row=2)
 
 
 def test_command_line_help_and_types():

@@ -107,7 +107,7 @@ def test_several_images_keep_their_places_and_order():
     image = "<im_start>" + "<im_patch>" * 16 + "<im_end>"
     text = f"{image}left {image}right? no<|endoftext|>and {image}? yes<|endoftext|>"
     assert shown(processor, example.input_ids) == text
-    reds = [float(view[0].mean()) for view in example.views]
+    reds = [float(view[0].float().mean()) for view in example.views]
     assert reds == sorted(reds) and len(set(reds)) == 3
 
 

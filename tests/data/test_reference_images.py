@@ -1,4 +1,7 @@
-"""Pixel values and token ids against a second, plain writing of the released preprocessing, on every worked size.
+"""Pixels and token ids against a second, plain writing of the released preprocessing, on every worked size.
+
+The released order normalises before its last resize and never rounds after it. Views in 8 bits round after every
+resize, so they are compared in levels of 0 to 255; what needs no resize must come out exact.
 
 The reference takes its geometry from the table of worked examples, cuts with array slices on a black canvas, and writes
 the token layout out loop by loop.
@@ -37,6 +40,8 @@ OVERHANG = {
 }
 """Crops that reach 14 px below the image, which the table does not have."""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+ROUNDING = 2.01
+"""Levels of 255 by which a view may differ, since each of the two passes of a resize in 8 bits rounds once."""
 SMALL = 600_000
 """Sizes up to this many pixels also go through the resize written out as matrices."""
 
@@ -59,6 +64,11 @@ def unit(array: np.ndarray) -> Tensor:
     values = array.astype(np.float32) / np.float32(255)
     values = (values - np.float32(MEAN)) / np.float32(STD)
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
+
+
+def levels(view: Tensor) -> Tensor:
+    """Normalised -> 0 to 255."""
+    return (view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
 
 
 def resized(view: Tensor, side: int) -> Tensor:
@@ -118,8 +128,10 @@ def test_pixels_and_ids_equal_the_reference(case, processor):
     assert len(example.views) == len(expected) == case["num_crops"] + 1
     for k, (view, piece) in enumerate(zip(example.views, expected)):
         side = 728 if k == case["num_crops"] else 504
-        assert view.shape == (3, side, side) and view.dtype == torch.float32
-        assert torch.equal(view, resized(unit(piece), side)), k
+        assert view.shape == (3, side, side) and view.dtype == torch.uint8
+        assert (view - levels(resized(unit(piece), side))).abs().max() <= ROUNDING, k
+        if [*image.size] == case["global_resize"] == case["snapped"] and piece.shape[:2] == (side, side):
+            assert np.array_equal(view.permute(1, 2, 0), piece), k
     tokenizer = processor.tokenizer
     text = tokenizer.markup("<|im_start|>user\n"), tokenizer.markup("What is it?<|im_end|>\n<|im_start|>assistant\n")
     assert example.input_ids.tolist() == [*text[0], *layout_ids(case, tokenizer.token_id), *text[1]]
@@ -141,7 +153,7 @@ def test_the_last_resize_is_the_written_out_one(case, processor):
         side = view.shape[1]
         vertical, horizontal = triangle(piece.shape[0], side), triangle(piece.shape[1], side)
         expected_view = vertical @ unit(piece).double() @ horizontal.T
-        torch.testing.assert_close(view.double(), expected_view, rtol=0, atol=1e-4)  # one of 255 levels is 0.014
+        assert (view - levels(expected_view)).abs().max() <= ROUNDING
 
 
 def odd_files() -> dict[str, tuple[bytes, np.ndarray]]:
@@ -186,4 +198,4 @@ def test_odd_modes_give_the_reference_pixels(mode, processor):
     found = processor.encode_prompt(prompt).views
     assert len(found) == len(expected) == 3  # a 90 px window twice, and the whole
     for view, piece in zip(found, expected):
-        assert torch.equal(view, resized(unit(piece), view.shape[1]))
+        assert (view - levels(resized(unit(piece), view.shape[1]))).abs().max() <= ROUNDING

@@ -150,7 +150,9 @@ def test_logits_equal_transformers_parts(bias: bool, tied: bool) -> None:
         num_visual_tokens=[4 * 9 + 16],
     )
     tower, projector, decoder = their_tower(vlm), their_projector(vlm, bias), their_decoder(vlm, tied)
-    *crops, whole = views(image, ImageSpec(PATCH, *vlm.image_spec[1:3], LAYOUT))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in vlm.image_spec[1:3])
+    seen = views(image, ImageSpec(PATCH, *vlm.image_spec[1:3], LAYOUT))
+    *crops, whole = ((view / 255 - mean) / std for view in seen)
     with torch.no_grad():
         found = vlm.decoder.lm_head(vlm(batch))  # [1,T,V]
         crop_tokens = projector(tower(torch.stack(crops)).last_hidden_state)  # [4,9,E]

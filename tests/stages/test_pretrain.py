@@ -34,7 +34,7 @@ def run(corpus, samples, accumulate=1, num_steps=3, loss_weight="token", seq_len
     seed_everything(1, verbose=False)
     vlm, processor = tiny_vlm(), Processor(template="plain")
     stage = PretrainStage(vlm, processor, optimizer or (lambda groups: torch.optim.SGD(groups, lr=0.05)))
-    data = TrainData(str(corpus), SOURCES, seq_len, samples, num_steps * accumulate, loss_weight=loss_weight)
+    data = TrainData(str(corpus), SOURCES, seq_len, num_steps * accumulate, samples, loss_weight=loss_weight)
     processor.bind(vlm.image_spec, vlm.projector.grid)
     vlm.bind(processor.image_token_id)
     data.connect(processor)
@@ -92,7 +92,7 @@ def test_logged_loss_is_the_weighted_mean(small_corpus):
     seed_everything(1, verbose=False)
     fresh, processor = tiny_vlm(), stage.processor
     fresh.bind(processor.image_token_id)
-    data = TrainData(str(small_corpus), SOURCES, 512, 8, 1)
+    data = TrainData(str(small_corpus), SOURCES, 512, 1, 8)
     data.connect(processor)
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))

@@ -11,8 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from step3vl.models.flops import matrix_size
 from step3vl.types import Grids, ImageSpec, MultiCrop
 
 OPENAI_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -41,7 +43,10 @@ class VisionEncoder(nn.Module, ABC):
     hidden_size: int
     """D, the width of the features."""
     image_spec: ImageSpec
-    """How pixels must be prepared for this encoder."""
+    """How images are cut for this encoder, and what it normalises their pixels with."""
+
+    num_prefix: int = 0
+    """Tokens beside the patches: class token, registers."""
 
     @abstractmethod
     def encode(self, pixels: Tensor, taps: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
@@ -63,8 +68,32 @@ class VisionEncoder(nn.Module, ABC):
     def init_weights(self) -> None:
         """Draw all weights afresh and recompute all buffers, for example after construction on the meta device."""
 
+    def flops(self, height: int, width: int) -> float:
+        """FLOPs of the forward of one view of `height` x `width` patches: every block's matrices, global attention."""
+        num_tokens = height * width + self.num_prefix
+        embed = 2 * height * width * self.hidden_size * 3 * self.image_spec.patch_size**2
+        linear = 2 * num_tokens * matrix_size(self.blocks())
+        return embed + linear + len(self.blocks()) * 4 * num_tokens**2 * self.hidden_size
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels [n,C,H,W] as `encode` takes them, made on the device where they are.
+
+        8-bit pixels are divided by 255, then `image_spec`'s mean is taken away and the rest divided by its deviation,
+        in float32; the result has the dtype of the weights. Floats are taken as normalised already.
+        """
+        if pixels.is_floating_point():
+            return pixels
+        unit = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # [n,C,H,W]
+        for channel, mean, std in zip(unit.unbind(1), self.image_spec.mean, self.image_spec.std, strict=True):
+            channel.sub_(mean).div_(std)  # plain numbers: a tensor would have to be copied to the device
+        return unit.to(next(self.parameters()).dtype)
+
     def forward(self, images: Grids, taps: Sequence[int] = ()) -> VisionFeatures:
         """Encode images of several sizes, each size in one go.
+
+        Args:
+            images: pixels [n,C,H,W], uint8 as they were decoded, or floats that are normalised already.
+            taps: numbers of blocks whose output is wanted too.
 
         Raises:
             ValueError: an image side is not a multiple of the patch size, or a tap names no block.
@@ -79,7 +108,7 @@ class VisionEncoder(nn.Module, ABC):
         for tap in taps:
             if not 0 <= tap < num_blocks:
                 raise ValueError(f"tap {tap} names no block of {name}: accepted are 0 to {num_blocks - 1}")
-        outputs = [self.encode(pixels, taps) for pixels in images.tensors]
+        outputs = [self.encode(self.normalised(pixels), taps) for pixels in images.tensors]
         final = Grids(tuple(last for last, _ in outputs), images.order)
         tapped = [Grids(tuple(kept[k] for _, kept in outputs), images.order) for k in range(len(taps))]
         return VisionFeatures(final, tapped)

@@ -10,7 +10,7 @@ is one, before them), D width, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,10 +84,25 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [n,L,3D]
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1))  # [n,L,3,heads,d]
-        query, key = rotate(qkv[:, :, :2], turns).permute(2, 0, 3, 1, 4)  # each [n,heads,L,d]
-        value = qkv[:, :, 2].transpose(1, 2)
+        turned, value = qkv.split((2, 1), dim=2)
+        query, key = rotate(turned, turns).permute(2, 0, 3, 1, 4)  # each [n,heads,L,d]
+        value = value.squeeze(2).transpose(1, 2)
         mixed = attend(query, key, value)  # [n,heads,L,d]
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class QuickGELU(torch.autograd.Function):
+    """x * sigmoid(1.702 x), which is silu(1.702 x) / 1.702. Keeps only x for backward, which is one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.silu(1.702 * x, inplace=True).div_(1.702)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient, 1.702 * x)
 
 
 class MLP(nn.Module):
@@ -101,7 +116,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)
-        return self.c_proj(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
+        return self.c_proj(QuickGELU.apply(x) if self.quick else F.gelu(x))
 
 
 class Block(nn.Module):

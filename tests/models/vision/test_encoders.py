@@ -96,3 +96,21 @@ def test_lazy_exports() -> None:
             assert getattr(package, name).__name__ == name
         with pytest.raises(AttributeError, match="NoSuch"):
             _ = package.NoSuch
+
+
+def test_8_bit_pixels_are_normalised_by_the_encoder(vision) -> None:
+    random = torch.Generator().manual_seed(2)
+    levels = [torch.randint(256, (side, 48, 3), generator=random).byte().permute(2, 0, 1) for side in (48, 32, 48)]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in vision.image_spec[1:3])
+    floats = Grids.stack([(view / 255 - mean) / std for view in levels])
+    stacked = Grids.stack(levels)
+    assert stacked.tensors[0].dtype == torch.uint8
+    for pixels, expected in zip(stacked.tensors, floats.tensors):
+        before = pixels.clone()
+        assert torch.equal(vision.normalised(pixels), expected)
+        assert torch.equal(vision.normalised(pixels.contiguous()), expected)
+        assert vision.normalised(expected) is expected
+        assert torch.equal(pixels, before), "the batch's own pixels stay"
+    for ours, theirs in zip(vision(stacked).final.tensors, vision(floats).final.tensors):
+        assert torch.equal(ours, theirs)
+    assert vision.bfloat16().normalised(stacked.tensors[0]).dtype == torch.bfloat16

@@ -1,0 +1,79 @@
+"""The strategy behind configs/strategy/fsdp2.yaml and hsdp.yaml: Lightning's, with copies of shards and number formats.
+
+Lightning's ModelParallelStrategy knows one axis of shards and one of split tensors, gathers parameters as they are
+kept, and by default takes every rank of a node for split tensors.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from step3vl.parallel.shard import formats
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2: each rank keeps a piece of every parameter; with `replicate_size` above 1, hybrid sharding (HSDP).
+
+    The three sizes multiply to the number of ranks. With several copies, neighbouring ranks hold the pieces of one
+    copy: gathering stays inside of a node when `data_parallel_size` is the number of its devices.
+
+    Args:
+        data_parallel_size: ranks that the pieces of one copy of the model are spread over.
+        replicate_size: copies of the model, whose gradients are summed.
+        tensor_parallel_size: ranks that split tensors; no part of the model does so yet, hence 1.
+        gather_dtype: number format in which parameters travel and blocks compute, bfloat16 or float32; None: as they
+            are kept, in fp32 (under bf16-mixed, matrix products are then in bf16 all the same).
+        reduce_dtype: number format in which gradients are summed over ranks; None: that of the computation.
+        save_distributed_checkpoint: True: a folder to which each rank writes its pieces; False: one file by rank 0.
+        timeout_s: seconds after which ranks that wait for another give up.
+    """
+
+    def __init__(
+        self,
+        data_parallel_size: int,
+        replicate_size: int = 1,
+        tensor_parallel_size: int = 1,
+        gather_dtype: str | None = None,
+        reduce_dtype: str | None = None,
+        save_distributed_checkpoint: bool = True,
+        timeout_s: float = 1800.0,
+    ) -> None:
+        sizes = {"data_parallel_size": data_parallel_size, "replicate_size": replicate_size}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"trainer.strategy.{name} is {size}; accepted is 1 or more")
+        super().__init__(
+            data_parallel_size=data_parallel_size * replicate_size,
+            tensor_parallel_size=tensor_parallel_size,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        self.num_pieces, self.num_copies, self.num_splits = data_parallel_size, replicate_size, tensor_parallel_size
+        self.policy: MixedPrecisionPolicy = formats(gather_dtype, reduce_dtype)
+
+    def setup_environment(self) -> None:
+        """Raises ValueError when the sizes do not multiply to the number of ranks."""
+        num_ranks = self.num_nodes * self.num_processes
+        sizes = (self.num_copies, self.num_pieces, self.num_splits)
+        if num_ranks != self.num_copies * self.num_pieces * self.num_splits:
+            raise ValueError(
+                f"trainer.strategy: replicate_size x data_parallel_size x tensor_parallel_size is "
+                f"{' x '.join(map(str, sizes))}, but there are {num_ranks} ranks (num_nodes x devices); "
+                f"set --trainer.strategy.data_parallel_size={max(1, num_ranks // (self.num_copies * self.num_splits))}"
+            )
+        super().setup_environment()
+        if self.num_copies > 1:
+            names = ("replicate", "data_parallel", "tensor_parallel")
+            self._device_mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=names)
+            assert self.lightning_module is not None
+            self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Which part of the data is this rank's: copies differ in it as pieces do."""
+        return {"num_replicas": self.num_copies * self.num_pieces, "rank": self.global_rank // self.num_splits}

@@ -1,0 +1,1 @@
+"""A run as a SLURM job: checked against its configuration, written as an sbatch script, submitted."""
