@@ -43,10 +43,6 @@ class ShardedStrategy(ModelParallelStrategy):
         save_distributed_checkpoint: bool = True,
         timeout_s: float = 1800.0,
     ) -> None:
-        sizes = {"data_parallel_size": data_parallel_size, "replicate_size": replicate_size}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"trainer.strategy.{name} is {size}; accepted is 1 or more")
         super().__init__(
             data_parallel_size=data_parallel_size * replicate_size,
             tensor_parallel_size=tensor_parallel_size,
@@ -54,10 +50,16 @@ class ShardedStrategy(ModelParallelStrategy):
             timeout=timedelta(seconds=timeout_s),
         )
         self.num_pieces, self.num_copies, self.num_splits = data_parallel_size, replicate_size, tensor_parallel_size
-        self.policy: MixedPrecisionPolicy = formats(gather_dtype, reduce_dtype)
+        self.gather_dtype, self.reduce_dtype = gather_dtype, reduce_dtype
+
+    @property
+    def policy(self) -> MixedPrecisionPolicy:
+        """The number formats as FSDP2 takes them."""
+        return formats(self.gather_dtype, self.reduce_dtype)
 
     def setup_environment(self) -> None:
-        """Raises ValueError when the sizes do not multiply to the number of ranks."""
+        """Raises ValueError for a format that is not known, or when the sizes do not multiply to the number of ranks."""
+        formats(self.gather_dtype, self.reduce_dtype)
         num_ranks = self.num_nodes * self.num_processes
         sizes = (self.num_copies, self.num_pieces, self.num_splits)
         if num_ranks != self.num_copies * self.num_pieces * self.num_splits:

@@ -49,8 +49,8 @@ class Guard:
         """Raises Diverged when too many steps were refused in a row."""
         if self.num_in_a_row >= self.stop_after:
             raise Diverged(
-                f"{self.num_in_a_row} steps in a row were refused (guard.stop_after); the weights are those "
-                "from before them: look at the samples named above, lower the learning rate, or resume from an earlier checkpoint"
+                f"{self.num_in_a_row} steps in a row were refused (guard.stop_after), and the weights are from before; "
+                "look at the samples named above, lower the learning rate, or resume from an earlier checkpoint"
             )
 
     def _reason(self, loss: float, norm: float) -> str | None:
