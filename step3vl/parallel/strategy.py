@@ -58,7 +58,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return formats(self.gather_dtype, self.reduce_dtype)
 
     def setup_environment(self) -> None:
-        """Raises ValueError for a format that is not known, or when the sizes do not multiply to the number of ranks."""
+        """Raises ValueError for an unknown format, or when the sizes do not multiply to the number of ranks."""
         formats(self.gather_dtype, self.reduce_dtype)
         num_ranks = self.num_nodes * self.num_processes
         sizes = (self.num_copies, self.num_pieces, self.num_splits)
