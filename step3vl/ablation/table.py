@@ -93,9 +93,11 @@ def print_table(folder: Path, scale: str) -> None:
 def _scale_title(rows: list[Row], scale: str) -> str:
     if scale == "paper":
         return "(paper scale)"
-    facts: dict = next((m["provenance"] for row in rows for s in range(100) if (m := row.metrics(s))), {})
-    size = f"{facts.get('num_parameters', 0) / 1e6:.1f}M parameters" if facts else ""
-    rule = facts.get("optimizer", "").rsplit(".", 1)[-1]
+    found = [next((m["provenance"] for s in range(100) if (m := row.metrics(s))), None) for row in rows]
+    counts = {f"{facts.get('num_parameters', 0) / 1e6:.1f}M" for facts in found if facts}
+    size = f"{' or '.join(sorted(counts))} parameters" if counts else ""
+    names = dict.fromkeys(facts.get("optimizer", "").rsplit(".", 1)[-1] for facts in found if facts)
+    rule = " or ".join(names)
     return f"({scale.upper()} SCALE: {size}, {rule}, generated data; shows the wiring, not the paper's result)"
 
 
