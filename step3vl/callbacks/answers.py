@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,13 @@ class Answers(Callback):
     def __init__(self, every_n_steps: int = 100, num_cases: int = 1):
         self.every_n_steps, self.num_cases = every_n_steps, num_cases
         self.last_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Raises ValueError under FSDPStrategy, whose model can only be called as a whole."""
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "trainer.callbacks: Answers cannot generate under FSDPStrategy; leave it out, or use fsdp2.yaml"
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Stage, outputs: Any, batch: Any, i: int) -> None:  # type: ignore[override]
         step = trainer.global_step

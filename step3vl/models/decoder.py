@@ -72,7 +72,7 @@ class LanguageDecoder(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self) -> None:
-        """Draw all weights afresh and recompute all buffers, for example after construction on the meta device."""
+        """Draw all weights afresh and recompute all buffers; also while some or all are on the meta device."""
 
 
 class Qwen3Decoder(LanguageDecoder):

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 
+from step3vl.callbacks import Answers
 from step3vl.cli import main
 from step3vl.optim import ParamGroup, build_groups
 from step3vl.parallel import Blueprint, flat
@@ -79,9 +81,12 @@ def test_cpus_are_refused_in_one_sentence(workplace, capsys):
     assert "requires a GPU accelerator" in capsys.readouterr().err
 
 
-def test_init_from_is_refused():
-    from lightning.pytorch.strategies import FSDPStrategy
+def test_answers_are_refused():
+    with pytest.raises(ValueError, match="Answers cannot generate under FSDPStrategy"):
+        Answers().setup(SimpleNamespace(strategy=FSDPStrategy()), None, "fit")
 
+
+def test_init_from_is_refused():
     stage = PretrainStage(small_vlm(), None, torch.optim.AdamW, init_from="runs/elsewhere")
     stage.trainer = SimpleNamespace(world_size=1, strategy=FSDPStrategy())
     with pytest.raises(ValueError, match=r"init_from cannot be read under FSDPStrategy; use strategy/fsdp2.yaml"):

@@ -66,7 +66,7 @@ class VisionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self) -> None:
-        """Draw all weights afresh and recompute all buffers, for example after construction on the meta device."""
+        """Draw all weights afresh and recompute all buffers; also while some or all are on the meta device."""
 
     def flops(self, height: int, width: int) -> float:
         """FLOPs of the forward of one view of `height` x `width` patches: every block's matrices, global attention."""
