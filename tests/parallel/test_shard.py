@@ -44,9 +44,7 @@ def test_blocks_are_gathered_in_the_chosen_format_and_kept_in_fp32(tmp_path):
 def test_formats():
     assert formats() == MixedPrecisionPolicy()
     assert formats("bfloat16", "float32") == MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-    with pytest.raises(
-        ValueError, match=r"reduce_dtype is 'half'; accepted are 'float32', 'bfloat16'"
-    ):
+    with pytest.raises(ValueError, match=r"reduce_dtype is 'half'; accepted are 'float32', 'bfloat16'"):
         formats(None, "half")
 
 
