@@ -121,7 +121,7 @@ def counted(vlm, run, precision):
 
 
 STEP = """
-import json, resource, sys
+import json, re, resource, sys
 import torch
 from step3vl.config import compose
 from step3vl.losses.token import CrossEntropy
@@ -129,7 +129,8 @@ from step3vl.plan.parts import build_optimizer
 from step3vl.plan.plan import prepare
 from step3vl.types import Batch
 
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # not ru_maxrss, which remembers the process that forked this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 
 config = compose([sys.argv[1]], sys.argv[2].split(), "tiny").config
 a = torch.randn(512, 512).requires_grad_()
