@@ -43,6 +43,9 @@ data
   data stats FOLDER                   domains, lengths, image tokens
 
 checkpoints
+  checkpoint list RUN                 what a run has saved, and whether it is whole
+  checkpoint verify PATH              compare a checkpoint, or the newest of a run, with its checksums
+  checkpoint consolidate PATH OUT     one file of it, which torch.load and Lightning read anywhere
   import SRC OUT                      a published checkpoint (STEP3-VL, PE, DINOv3, SigLIP, Qwen3, Qwen3-VL) as ours
   export RUN OUT [--verify]           a run in the released STEP3-VL layout, for engines that serve it
   make-tiny ARCH OUT                  a tiny random checkpoint with the published structure
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
     verbs |= {"chain": _chain, "ablate": _ablate, "data": _data, "info": _info}
     verbs |= {"import": _checkpoints, "export": _checkpoints, "make-tiny": _checkpoints}
+    verbs |= {"checkpoint": _saved}
     verbs |= {"ask": _ask, "plan": _plan, "slurm": _slurm}
     try:
         if not args or args[0] in ("-h", "--help"):
@@ -100,6 +104,12 @@ def _lightning(args: list[str]) -> int:
     keep_freed_memory()
     Step3VLCLI(read_command(verb, rest))
     return 0
+
+
+def _saved(args: list[str]) -> int:
+    from step3vl.checkpoints.saved import run
+
+    return run(args[1:])
 
 
 def _class_help(class_path: str) -> None:

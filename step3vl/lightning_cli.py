@@ -19,7 +19,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
@@ -34,6 +34,7 @@ from step3vl.models import LanguageDecoder, VisionLanguageModel
 from step3vl.models.vision import VisionEncoder
 from step3vl.precision import fast_precision
 from step3vl.stages import Stage
+from step3vl.weights.runs import FOLDER, saved_steps
 
 VERBS = ("fit", "validate", "test", "predict")
 TOP_KEYS = ("scale", "seed_everything", "trainer", "model", "data", "suite", "ckpt_path", "weights_only", "verbose")
@@ -131,7 +132,9 @@ class Step3VLCLI(LightningCLI):
         if self.command.print_config:
             print(dump(self._parser(self.subcommand), self.config[self.subcommand], self.composed), end="")
             raise SystemExit(0)
-        trainer = self.config[self.subcommand].trainer
+        config = self.config[self.subcommand]
+        trainer = config.trainer
+        config.ckpt_path = find_last(config.ckpt_path, Path(trainer.default_root_dir), self.subcommand)
         trainer.precision = trainer.precision or fast_precision(trainer.accelerator)
         for kind in (VisionEncoder, LanguageDecoder, VisionLanguageModel):
             self.parser.add_instantiator(without_memory, kind, subclasses=True)
@@ -156,9 +159,6 @@ class Step3VLCLI(LightningCLI):
             ]
         progress = config["enable_progress_bar"] is not False and sys.stdout.isatty()
         callbacks = [*(config["callbacks"] or []), RichProgressBar() if progress else ProgressLines()]
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(root) / "checkpoints")  # one place a run, so that --ckpt_path=last finds it
         return super().instantiate_trainer(callbacks=callbacks, enable_progress_bar=progress, **kwargs)
 
     def after_instantiate_classes(self) -> None:
@@ -228,6 +228,22 @@ def build_processor(file: str, scale: str) -> Processor:
         parser.add_argument("--processor", type=Processor)
         built = parser.instantiate_classes(parser.parse_object({"vlm": init["vlm"], "processor": init["processor"]}))
     return built.processor.bind(built.vlm.image_spec, built.vlm.projector.grid)
+
+
+def find_last(ckpt_path: str | None, run: Path, verb: str | None) -> str | None:
+    """What --ckpt_path=last stands for: the run's folder of checkpoints; None for a run that is to begin.
+
+    Which of them is the newest whole one is found out when it is loaded, by all ranks together.
+    """
+    if ckpt_path != "last":
+        return ckpt_path
+    if saved_steps(run / FOLDER):
+        return str(run / FOLDER)
+    if verb != "fit":
+        raise ConfigError(
+            f"--ckpt_path=last: there is no checkpoint in {run / FOLDER}; train it first: step3vl fit ..."
+        )
+    return None
 
 
 def without_memory(kind: type, *args: Any, **kwargs: Any) -> Any:

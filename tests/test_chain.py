@@ -56,7 +56,7 @@ def test_chain_runs_once_and_again_after_a_change(workplace, capfd):
     runs = Path("runs/tiny") / CHAIN
     assert (runs / "chain.png").is_file()
     logs = [(runs / stage / "log.txt").read_text() for stage in STAGES[:2]]
-    assert "init_from" not in logs[0] and f"init_from {runs}/{STAGES[0]}/checkpoints/last.ckpt" in logs[1]
+    assert "init_from" not in logs[0] and f"init_from {runs}/{STAGES[0]}/checkpoints/step-00000001:" in logs[1]
     facts = [json.loads((runs / stage / "metrics.json").read_text())["provenance"] for stage in STAGES[:2]]
     assert [(fact["scale"], fact["seed"]) for fact in facts] == [("tiny", 0), ("tiny", 1)]
     assert main(command) == 0

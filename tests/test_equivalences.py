@@ -12,7 +12,9 @@ import torch
 from step3vl.ablation.plot import read_curve
 from step3vl.cli import main
 
-SAVE = "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {every_n_train_steps: 3, filename: end}}]"
+from .saved import weights
+
+SAVE = "[{class_path: step3vl.callbacks.Checkpoints, init_args: {every_n_steps: 3}}]"
 RUN = [
     *("fit", "-c", "experiments/step3vl_10b/1_pretrain_phase1.yaml", "--scale", "tiny"),
     *("--trainer.max_steps=3", "--trainer.precision=32-true", "--trainer.log_every_n_steps=1"),
@@ -25,8 +27,7 @@ RUN = [
 def trained(name: str, *more: str) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of the steps, and the weights after them."""
     assert main([*RUN, f"--trainer.default_root_dir={name}", *more]) == 0
-    state = torch.load(Path(name) / "checkpoints" / "end.ckpt", weights_only=True)["state_dict"]
-    return list(read_curve(Path(name))[1]), state
+    return list(read_curve(Path(name))[1]), weights(name)
 
 
 CHANGES = {

@@ -20,7 +20,7 @@ def test_two_steps_then_scores(run, workplace, capsys):
     short = [*SHORT, step, *cases, *chained, "--scale=tiny"]
     assert main(["fit", "-c", run, *short]) == 0
     folder = Path("runs/tiny", run).with_suffix("")
-    assert (folder / "checkpoints/last.ckpt").is_file() and (folder / "config.yaml").is_file()
+    assert (folder / "checkpoints/step-00000002/manifest.json").is_file() and (folder / "config.yaml").is_file()
     out = capsys.readouterr().out
     assert "Optimizer groups" in out and "Mixture" in out
     assert main(["test", "-c", run, *short, "--ckpt_path=last"]) == 0

@@ -15,7 +15,9 @@ from step3vl.checkpoints import describe, export_model, make_tiny, open_model, v
 from step3vl.checkpoints.released import exact_ratio
 from step3vl.cli import main
 from step3vl.config import compose
+from step3vl.saving import Writer
 from step3vl.weights import open_source
+from tests.saved import weights
 
 ROW = "ablations/table4_vision_encoder/pe_lang.yaml"
 RUN = Path("runs/tiny/ablations/table4_vision_encoder/pe_lang")
@@ -52,7 +54,7 @@ def test_a_run_is_exported_verified_and_trained_from(workplace, capsys):
     assert {"vision_model.vit_downsampler2.bias", "model.layers.3.self_attn.q_norm.weight", "lm_head.weight"} <= names
     tensors = {k: v for file in Path("out").glob("*.safetensors") for k, v in load_file(file).items()}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    checkpoint = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    checkpoint = weights(RUN)
     trained = checkpoint["vlm.projector.vit_large_projector.weight"]
     assert torch.equal(tensors["vit_large_projector.weight"], trained.bfloat16())
 
@@ -69,7 +71,7 @@ def test_a_run_is_exported_verified_and_trained_from(workplace, capsys):
             again += [f"--model.vlm={source}/vlm.yaml"]
         shutil.rmtree("second", ignore_errors=True)
         assert main([*again, f"--model.init_from={source}", "--trainer.default_root_dir=second"]) == 0
-        given = torch.load("second/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        given = weights("second")
         for name, tensor in checkpoint.items():
             expected = tensor if source == str(RUN) else tensor.bfloat16().float()
             torch.testing.assert_close(given[name], expected, atol=1e-6, rtol=0)
@@ -81,13 +83,13 @@ def describe_processor(folder):
 
 def test_a_resumed_run_is_not_started_anew(workplace, tiny, capsys):
     assert main(["fit", "-c", ROW, *SHORT]) == 0
-    before = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    before = weights(RUN)
     capsys.readouterr()
     assert (
         main(["fit", "-c", ROW, *SHORT, "--trainer.max_steps=2", f"--model.init_from={tiny}", "--ckpt_path=last"]) == 0
     )
     assert "init_from" not in capsys.readouterr().out
-    after = torch.load(RUN / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    after = weights(RUN)
     largest = max((after[name] - tensor).abs().max() for name, tensor in before.items())
     assert 0 < largest < 2e-2  # one more step; the tiny checkpoint is far away
 
@@ -139,9 +141,8 @@ def other_run(folder, part, given):
     run = folder / part
     card = compose(["vlm/step3vl_10b.yaml"], scale="tiny").config
     card["init_args"][part] = compose([given], scale="tiny").config
-    (run / "checkpoints").mkdir(parents=True)
     state = {f"vlm.{k}": v for k, v in build(card, VisionLanguageModel).state_dict().items()}
-    torch.save({"state_dict": state}, run / "checkpoints" / "last.ckpt")
+    Writer().save({"state_dict": state}, run / "checkpoints" / "step-00000001")
     processor = {"class_path": "step3vl.data.Processor", "init_args": {"template": "plain"}}
     config = {"model": {"class_path": "x", "init_args": {"vlm": card, "processor": processor}}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))

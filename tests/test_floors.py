@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "step3vl"
 FLOORS = {
-    0: {"types", "config", "precision", "parallel", "signals", "weights"},
+    0: {"types", "config", "precision", "parallel", "saving", "signals", "weights"},
     1: {"models", "data", "losses", "optim"},
     2: {"generation", "evaluation"},
     3: {"stages", "callbacks"},

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from step3vl.models import ConvProjector, DeepStack, Qwen3Decoder, VisionLanguageModel
 from step3vl.models.vision import PELang
+from step3vl.saving import Writer
 from step3vl.types import MultiCrop
 from step3vl.weights import (
     Entry,
@@ -94,10 +95,8 @@ def test_every_kind_of_source_gives_the_same_tensors(tmp_path):
     torch.save(tensors, tmp_path / "plain.pt")
     torch.save({"state_dict": tensors}, tmp_path / "nested.bin")
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
     stage = {"state_dict": {f"vlm.{k}": v for k, v in tensors.items()} | {"loss.scale": torch.ones(1)}, "epoch": 1}
-    torch.save(stage, checkpoints / "last.ckpt")
+    Writer().save(stage, tmp_path / "run/checkpoints/step-00000003")
     (tmp_path / "folder").mkdir()
     save_file(tensors, tmp_path / "folder" / "model.safetensors")
     saved(tmp_path / "shards", tensors)
@@ -194,7 +193,7 @@ def test_what_is_no_checkpoint(tmp_path, monkeypatch):
     sentence(lambda: open_source("notes.md"), "no checkpoint at notes.md")
     Path("sharded").mkdir()
     Path("sharded/.metadata").touch()
-    sentence(lambda: open_source("sharded"), "several ranks", "consolidate_checkpoint")
+    sentence(lambda: open_source("sharded"), "distributed checkpoint of torch", "consolidate_checkpoint")
 
 
 # ------------------------------------------------------------------------------------------------ loading

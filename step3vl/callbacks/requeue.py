@@ -12,8 +12,8 @@ import subprocess
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from step3vl.callbacks.checkpoints import Checkpoints
 from step3vl.signals import EXIT_UNFINISHED, SignalNote, shield_forks
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -44,10 +44,10 @@ class Requeue(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if not any(_can_save(callback) for callback in trainer.checkpoint_callbacks):
+        if not any(isinstance(callback, Checkpoints) for callback in trainer.checkpoint_callbacks):
             raise ValueError(
-                "step3vl.callbacks.Requeue has nothing to save with: trainer.callbacks needs a ModelCheckpoint with "
-                "save_last: true"
+                "step3vl.callbacks.Requeue has nothing to save with: trainer.callbacks also needs "
+                "step3vl.callbacks.Checkpoints"
             )
         # Lightning's handlers save, and talk to other ranks, at whatever instant a signal comes: they stay out
         trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
@@ -112,10 +112,10 @@ def _nothing() -> None:
 
 
 def save(trainer: Trainer) -> None:
-    """Save `last` through the trainer's own checkpoint callbacks, so that --ckpt_path=last finds it."""
+    """Save through the trainer's own callback, so that --ckpt_path=last finds it."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.save_last:
-            callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+        if isinstance(callback, Checkpoints):
+            callback.save(trainer)
 
 
 def requeue() -> str:
@@ -138,7 +138,3 @@ def job_id() -> str | None:
     """SLURM's name of the job that this process belongs to; None outside SLURM."""
     array, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{element}" if array and element else os.environ.get("SLURM_JOB_ID")
-
-
-def _can_save(callback: Any) -> bool:
-    return isinstance(callback, ModelCheckpoint) and bool(callback.save_last)

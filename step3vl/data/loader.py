@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from step3vl.data.collate import collate, collate_rows
@@ -79,7 +80,12 @@ class StepLoader:
 
         sampler, num_workers = _Once(steps()), self.num_workers
         loader = DataLoader(
-            self.batches, batch_size=None, sampler=sampler, num_workers=num_workers, worker_init_fn=worker_init
+            self.batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            worker_init_fn=worker_init,
+            generator=torch.Generator(),  # or a new epoch would draw from the training's random numbers
         )
         for batch in loader:
             yield batch, states.popleft()

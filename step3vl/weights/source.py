@@ -39,6 +39,8 @@ MAX_HEADER_BYTES = 100_000_000
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".consolidated")
 OURS = "vlm."
 """How a stage's checkpoint calls the model."""
+MODEL = "model/"
+"""What the names of a stage's parameters begin with in our checkpoints; others are the optimizer's."""
 
 
 class Entry(NamedTuple):
@@ -77,27 +79,19 @@ class TensorSource:
         raise TypeError(f"{type(self).__name__} must define _read")
 
 
+Place = tuple[Path, int, Entry]
+"""Where a tensor is: file, first byte, and what the header says of it."""
+
+
 class _Safetensors(TensorSource):
     """Tensors at known places of one or more files; each read touches only the bytes asked for."""
 
-    def __init__(self, path: Path, places: Mapping[str, tuple[Path, int, Entry]]):
+    def __init__(self, path: Path, places: Mapping[str, Place]):
         super().__init__(path, {name: entry for name, (_, _, entry) in places.items()})
         self._places = places
 
     def _read(self, name: str, rows: tuple[int, int] | None) -> Tensor:
-        file, start, (shape, dtype) = self._places[name]
-        if rows is not None:
-            start += rows[0] * math.prod(shape[1:]) * dtype.itemsize
-            shape = (rows[1] - rows[0], *shape[1:])
-        num_bytes = math.prod(shape) * dtype.itemsize
-        if not num_bytes:
-            return torch.empty(shape, dtype=dtype, device="cpu")
-        memory = mmap.mmap(-1, num_bytes)  # pages of its own: all of it goes back when the tensor does
-        with file.open("rb") as stream:
-            stream.seek(start)
-            if stream.readinto(memory) != num_bytes:
-                raise ValueError(f"{file} ended in the middle of tensor {name!r}; copy the file again")
-        return torch.frombuffer(memory, dtype=dtype).view(shape)
+        return read_place(name, self._places[name], rows)
 
 
 class _InMemory(TensorSource):
@@ -112,11 +106,28 @@ class _InMemory(TensorSource):
         return tensor if rows is None else tensor[rows[0] : rows[1]]
 
 
+def read_place(name: str, place: Place, rows: tuple[int, int] | None = None) -> Tensor:
+    """A tensor, or its rows from rows[0] to rows[1] (exclusive), from its place; only those bytes are read."""
+    file, start, (shape, dtype) = place
+    if rows is not None:
+        start += rows[0] * math.prod(shape[1:]) * dtype.itemsize
+        shape = (rows[1] - rows[0], *shape[1:])
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if not num_bytes:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    memory = mmap.mmap(-1, num_bytes)  # pages of its own: all of it goes back when the tensor does
+    with file.open("rb") as stream:
+        stream.seek(start)
+        if stream.readinto(memory) != num_bytes:
+            raise ValueError(f"{file} ended in the middle of tensor {name!r}; copy the file again")
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
 def open_source(path: str | Path) -> TensorSource:
     """Open a checkpoint of any kind by its headers.
 
     Accepted: a folder with safetensors (one file, or shards with an index), a .safetensors file, a .pt, .pth or .bin
-    state dict, a Lightning .ckpt of ours (the part under `vlm.`), and a run folder (its newest last.ckpt).
+    state dict, a checkpoint of ours (the part under `vlm.`), and a run (its newest checkpoint that is whole).
 
     Raises:
         ValueError: there is nothing to read, something is missing or cut short, or a pickle wants to run code. One
@@ -135,11 +146,16 @@ def open_source(path: str | Path) -> TensorSource:
 
 
 def _open_folder(folder: Path) -> TensorSource:
+    from step3vl.weights.pieces import Pieces
+    from step3vl.weights.runs import choose, folder_of, is_checkpoint, saved_steps
+
     if (folder / ".metadata").is_file():
         raise ValueError(
-            f"{folder} is a checkpoint of several ranks; gather it into {folder.name}.consolidated first: "
+            f"{folder} is a distributed checkpoint of torch; gather it first: "
             f"python -m lightning.fabric.utilities.consolidate_checkpoint {folder}"
         )
+    if is_checkpoint(folder) or saved_steps(folder_of(folder)):
+        return Pieces(choose(folder), MODEL + OURS)
     if (folder / INDEX).is_file():
         return _Safetensors(folder, _read_shards(folder))
     files = sorted(folder.glob("*.safetensors"))
@@ -147,18 +163,15 @@ def _open_folder(folder: Path) -> TensorSource:
         raise ValueError(f"{folder} has {len(files)} safetensors files but no {INDEX} that says what belongs together")
     if files:
         return _Safetensors(folder, read_header(files[0]))
-    runs = sorted((folder / "checkpoints").glob("last*.ckpt*"), key=lambda file: file.stat().st_mtime)
-    if runs:
-        return open_source(runs[-1])
     pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES and file.is_file())
     if len(pickles) == 1:
         return open_source(pickles[0])
     if pickles:
         raise ValueError(f"{folder} has {len(pickles)} state dicts ({pickles[0].name}, ...); name one of them")
-    raise ValueError(f"{folder} holds no checkpoint: no *.safetensors, no checkpoints/last.ckpt, no state dict")
+    raise ValueError(f"{folder} holds no checkpoint: no *.safetensors, no checkpoints/step-N, no state dict")
 
 
-def _read_shards(folder: Path) -> dict[str, tuple[Path, int, Entry]]:
+def _read_shards(folder: Path) -> dict[str, Place]:
     """Places of all tensors of an index, after every shard has been looked at."""
     try:
         weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
@@ -178,7 +191,14 @@ def _read_shards(folder: Path) -> dict[str, tuple[Path, int, Entry]]:
     return {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
-def read_header(file: Path) -> dict[str, tuple[Path, int, Entry]]:
+def read_file_metadata(file: Path) -> dict[str, str]:
+    """The free text values in a safetensors file's header."""
+    with file.open("rb") as stream:
+        header, _ = _parse_header(stream, file, file.stat().st_size)
+    return header.get("__metadata__") or {}
+
+
+def read_header(file: Path) -> dict[str, Place]:
     """Name -> (file, first byte, entry) of a safetensors file, checked against the file's size."""
     size = file.stat().st_size
     with file.open("rb") as stream:

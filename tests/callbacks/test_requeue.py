@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from step3vl.ablation.plot import read_curve
+from step3vl.callbacks import Checkpoints
 from step3vl.callbacks.requeue import Requeue, job_id, requeue
 from step3vl.cli import main
 from step3vl.signals import EXIT_UNFINISHED, SignalNote, shield_forks
+from tests.saved import checkpoint, weights
 
 RUN = (
     "fit -c experiments/step3vl_10b/1_pretrain_phase1.yaml --scale tiny --trainer.max_steps=8 --data.samples_per_step=8"
@@ -58,12 +59,7 @@ def signalled(folder, numbers, *more, env=None, group=False):
 
 
 def steps_done(folder):
-    checkpoint = torch.load(Path(folder) / "checkpoints/last.ckpt", weights_only=True)
-    return checkpoint["global_step"]
-
-
-def weights(folder):
-    return torch.load(Path(folder) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return checkpoint(folder)["global_step"]
 
 
 def test_a_requeued_job_ends_with_the_losses_of_an_uninterrupted_one(workplace, scontrol, capfd):
@@ -74,10 +70,10 @@ def test_a_requeued_job_ends_with_the_losses_of_an_uninterrupted_one(workplace, 
     assert status == EXIT_UNFINISHED, said[-3000:]
     assert "job 4711 is requeued" in said
     assert 0 < steps_done("job") < 8
-    assert scontrol.read_text().split() == ["requeue", "4711", "last.ckpt"]
+    (saved,) = (path.name for path in Path("job/checkpoints").iterdir())
+    assert scontrol.read_text().split() == ["requeue", "4711", saved]
     assert not list(Path("job").rglob("hpc_ckpt*")), "Lightning's own requeueing was at work too"
     assert main([*RUN.split(), "--trainer.default_root_dir=job"]) == 0
-    assert [p.name for p in Path("job/checkpoints").glob("last*")] == ["last.ckpt"]
     whole, resumed = read_curve(Path("whole")), read_curve(Path("job"))
     np.testing.assert_array_equal(resumed[0], whole[0])
     np.testing.assert_array_equal(resumed[1], whole[1])
@@ -140,9 +136,8 @@ class SignalInBatch(Callback):
                 os.kill(os.getpid(), number)
 
 
-def fit(folder, *numbers, at=3, last=True, **trainer):
-    checkpoint = ModelCheckpoint(dirpath=f"{folder}/checkpoints", save_last=last, every_n_train_steps=100)
-    callbacks = [SignalInBatch(at, *numbers), Requeue(), checkpoint]
+def fit(folder, *numbers, at=3, saves=True, **trainer):
+    callbacks = [SignalInBatch(at, *numbers), Requeue(), *([Checkpoints(every_n_steps=100)] if saves else [])]
     plain = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "log_every_n_steps": 1}
     logger = CSVLogger(folder, name="csv")
     Trainer(callbacks=callbacks, default_root_dir=folder, logger=logger, **plain, **trainer).fit(Small())
@@ -172,9 +167,8 @@ def test_accumulated_gradients_are_not_cut(tmp_path):
     """Batch 3 of 0..11 is the first of a group of 3: the run stops after batch 5, not before."""
     with pytest.raises(SystemExit):
         fit(tmp_path, signal.SIGUSR1, max_epochs=5, accumulate_grad_batches=3)
-    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    assert checkpoint["global_step"] == 2 and progress["processed"] == 6
+    progress = checkpoint(tmp_path)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    assert steps_done(tmp_path) == 2 and progress["processed"] == 6
 
 
 def test_a_run_that_is_signalled_in_its_last_step_just_ends(tmp_path):
@@ -183,8 +177,8 @@ def test_a_run_that_is_signalled_in_its_last_step_just_ends(tmp_path):
 
 
 def test_nothing_to_save_with_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="ModelCheckpoint with save_last: true"):
-        fit(tmp_path, last=False, max_steps=4)
+    with pytest.raises(ValueError, match=r"also needs step3vl\.callbacks\.Checkpoints"):
+        fit(tmp_path, saves=False, enable_checkpointing=False, max_steps=4)
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         Requeue(every_n_steps=0)
 
