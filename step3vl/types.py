@@ -230,6 +230,8 @@ class Sampling:
 
     max_new_tokens: int
     temperature: float = 0.0
+    seed: int | None = None
+    """Random numbers of one call begin with it; None: they go on from call to call."""
 
 
 @dataclass(slots=True, kw_only=True)

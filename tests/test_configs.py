@@ -23,6 +23,10 @@ OTHER_CLASS = {
 }  # Muon + AdamW when tiny (docs/decisions.md)
 
 
+ONE_SIZE = {"suite/report.yaml", "suite/ablations.yaml"}
+"""Published data have one size: --limit shortens them."""
+
+
 def shape(node):
     """Class names and the names of sub-parts, without numbers."""
     if not isinstance(node, dict):
@@ -34,7 +38,7 @@ def shape(node):
 
 def composed(card, scale, folder):
     """A card as a part of a run, because cards may refer to the run's vars."""
-    names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1, adamw_lr: 1}"
+    names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1, adamw_lr: 1, data_root: d}"
     (folder / "one.yaml").write_text(
         f"vars: {names}\ntrainer: {{max_steps: 1, devices: 1, num_nodes: 1}}\ncard: {card}\n"
     )
@@ -45,7 +49,7 @@ def test_something_is_found():
     assert len(CARDS) >= 12 and len(RUNS) >= 3
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", [card for card in CARDS if card not in ONE_SIZE])
 def test_card_composes_and_has_a_tiny_twin(card, tmp_path):
     assert (CONFIGS / "tiny" / card).is_file(), f"configs/tiny/{card} is missing"
     full, tiny = (composed(card, scale, tmp_path) for scale in ("paper", "tiny"))
@@ -58,7 +62,7 @@ def test_card_composes_and_has_a_tiny_twin(card, tmp_path):
 
 def test_no_tiny_card_without_a_full_one():
     tiny = {str(p.relative_to(CONFIGS / "tiny")) for p in (CONFIGS / "tiny").rglob("*.yaml")}
-    assert tiny == set(CARDS)
+    assert tiny == set(CARDS) - ONE_SIZE
 
 
 @pytest.mark.parametrize("scale", ["paper", "tiny"])

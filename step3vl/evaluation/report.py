@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,20 +14,29 @@ from typing import Any
 
 import torch
 
-from .benchmark import Benchmark
+from .benchmark import Benchmark, Case
 from .runner import Record
 from .statistics import majority_score, summarise
 
 
-def write_report(folder: Path, suite: dict[str, Benchmark], records: Sequence[Record], facts: dict[str, Any]) -> dict:
-    """Write `metrics.json` (scores and provenance) and `cases.jsonl` into `folder`; return the former."""
+def write_report(
+    folder: Path,
+    suite: Mapping[str, Benchmark],
+    records: Sequence[Record],
+    facts: dict[str, Any],
+    cases: Mapping[str, Sequence[Case]] | None = None,
+) -> dict:
+    """Write `metrics.json` (scores and provenance) and `cases.jsonl` into `folder`; return the former.
+
+    `cases` are those that were asked, by benchmark; None: they are read again.
+    """
     scores = {}
     for name, benchmark in suite.items():
         own = [r for r in records if r.benchmark == name]
         if own:
             answered = {r.id for r in own}
-            cases = [case for case in benchmark.cases() if case.id in answered]
-            scores[name] = asdict(summarise(own, majority_score(benchmark, cases)))
+            asked = [case for case in (benchmark.cases() if cases is None else cases[name]) if case.id in answered]
+            scores[name] = asdict(summarise(own, majority_score(benchmark, asked), benchmark))
     metrics = {"scores": scores, "provenance": provenance() | facts}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in records))

@@ -44,7 +44,7 @@ class Sampler:
         vlm: the model; it is put into evaluation mode while generating, then back.
         processor: turns prompts into token ids and token ids into text.
         batch_size: most sequences in flight at once.
-        seed: seed of the random numbers, which continue from call to call.
+        seed: seed of the random numbers, which continue from call to call, unless `Sampling.seed` is given.
     """
 
     def __init__(self, vlm: VisionLanguageModel, processor: PromptEncoder, batch_size: int = 64, seed: int = 0) -> None:
@@ -103,6 +103,8 @@ class Sampler:
         """When to stop, and the prompts as tokens; every mistake of the caller is found here."""
         if sampling.temperature < 0:
             raise ValueError(f"temperature is {sampling.temperature}; accepted is 0 (greedy) or more")
+        if sampling.seed is not None:
+            self.seed, self._random = sampling.seed, None
         rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens)
         examples = [self.processor.encode_prompt(prompt, id=str(k)) for k, prompt in enumerate(prompts)]
         for k, example in enumerate(examples):

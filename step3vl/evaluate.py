@@ -1,0 +1,174 @@
+"""`step3vl eval`: a model on a suite of benchmarks; every number with what is needed to doubt and to repeat it."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from step3vl.ask import fast_numbers, load_model
+from step3vl.config import CONFIGS, ConfigError, compose, nearest
+from step3vl.diagnose import check_classes, check_types
+from step3vl.evaluation import Benchmark, Case, KeptAnswers, Record, evaluate
+from step3vl.evaluation.answers import prompt_hash
+from step3vl.evaluation.gallery import write_gallery
+from step3vl.evaluation.report import write_report
+from step3vl.generation.sampler import Sampler
+from step3vl.types import Sampling
+from step3vl.weights.manifest import digest, read_manifest
+from step3vl.weights.runs import choose, folder_of, is_checkpoint, saved_steps
+
+HARNESS = "step3vl"
+
+
+def run(args: Sequence[str]) -> int:
+    """The verb. Mistakes are ValueErrors with one sentence."""
+    parser = argparse.ArgumentParser(prog="step3vl eval")
+    parser.add_argument("checkpoint", type=Path, help="a run (runs/...), or an imported, exported or released folder")
+    parser.add_argument(
+        "--suite", default="report", help="card in configs/suite, or a file: report (default), ablations"
+    )
+    parser.add_argument(
+        "--data-root", "--data_root", default="benchmarks_data", help="folder with copies of the datasets"
+    )
+    parser.add_argument("--only", default="", help="benchmarks of the suite, separated by commas")
+    parser.add_argument("--preset", default="greedy", help="card in configs/sampling: greedy (default), sere")
+    parser.add_argument("--max-new-tokens", type=int, default=None, help="longest answer; default: the preset's")
+    parser.add_argument("--temperature", type=float, default=None, help="default: the preset's")
+    parser.add_argument("--seed", type=int, default=None, help="of sampled answers; default: the preset's")
+    parser.add_argument(
+        "--samples", type=int, default=1, help="answers a case: pass@1 is their mean, with maj@k and cov@k"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="only the first so many cases of each benchmark")
+    parser.add_argument("--batch", type=int, default=16, help="sequences in flight at once")
+    parser.add_argument("--no-blind", action="store_true", help="do not ask again with images masked")
+    parser.add_argument("--scale", default="paper", help="of the preset: paper (default), tiny")
+    parser.add_argument("--out", type=Path, default=None, help="folder of results; default: evals/CHECKPOINT")
+    options = parser.parse_args(args)
+    for name in ("samples", "limit", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}; accepted is 1 or more")
+    suite = read_suite(options.suite, options.data_root, options.only, options.scale)
+    sampling = read_sampling(options)
+    out = options.out or Path("evals", *[part for part in options.checkpoint.parts if part not in ("/", "..")])
+    vlm, processor = load_model(options.checkpoint)
+    model = model_hash(options.checkpoint)
+    sampler = Sampler(vlm, processor, batch_size=options.batch)
+    console, start_s = Console(), time.monotonic()
+    records: list[Record] = []
+    cases: dict[str, list[Case]] = {}
+    hashes: dict[str, str] = {}
+    with fast_numbers(vlm):
+        for name, benchmark in suite.items():
+            kept = KeptAnswers(sampler, out / "answers" / f"{name}.jsonl", model)
+            cases[name], seen = [], hashlib.sha256()
+
+            def note(num: int, chunk: list[Case], name: str = name, seen: Any = seen) -> None:
+                for case in chunk:
+                    seen.update(f"{case.id} {case.answer} {prompt_hash(case.prompt)}".encode())
+                    cases[name].append(case.without_images())
+                console.print(f"{name}: {num} cases, {time.monotonic() - start_s:.0f} s", highlight=False)
+
+            blind, limit = not options.no_blind, options.limit
+            records += evaluate(
+                name, benchmark, kept, sampling, options.samples, limit, blind, 4 * options.batch, done=note
+            )
+            hashes[name] = seen.hexdigest()[:16]
+            if kept.num_kept:
+                console.print(f"{name}: {kept.num_kept} of the answers were kept from before", highlight=False)
+    facts = {
+        "command": "step3vl eval " + " ".join(args),
+        "label": options.checkpoint.name,
+        "checkpoint": str(options.checkpoint),
+        "model_hash": model,
+        "suite": options.suite,
+        "scale": options.scale,
+        "limit": options.limit,
+        "preset": options.preset,
+        "sampling": asdict(sampling),
+        "harness": HARNESS,
+        "data_hashes": hashes,
+        "seconds": round(time.monotonic() - start_s, 1),
+    }
+    metrics = write_report(out, suite, records, facts, cases)
+    print_scores(metrics)
+    page = write_gallery(out / "report.html", suite, records, metrics)
+    print(f"wrote {out / 'metrics.json'}, {out / 'cases.jsonl'}, {page}")
+    return 0
+
+
+def read_suite(name: str, data_root: str, only: str = "", scale: str | None = None) -> dict[str, Benchmark]:
+    """The benchmarks of a suite's card or file, or those of them that are named."""
+    file = name if name.endswith(".yaml") else f"suite/{name}.yaml"
+    if not name.endswith(".yaml") and not (CONFIGS / file).is_file():
+        cards = sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml"))
+        raise ConfigError(f"there is no suite {name!r}; {nearest(name, cards)}")
+    config = compose([file], [f"vars.data_root={data_root}", f"vars.corpus={data_root}"], scale).config
+    chosen = [word.strip() for word in only.split(",") if word.strip()] or list(config)
+    for word in chosen:
+        if word not in config:
+            raise ConfigError(f"--only: the suite has no benchmark {word!r}; {nearest(word, list(config))}")
+    from jsonargparse import ArgumentParser
+
+    parser, cards = ArgumentParser(exit_on_error=False), {word: config[word] for word in chosen}
+    parser.add_argument("--suite", type=dict[str, Benchmark])
+    check_classes(cards, "suite")
+    check_types(cards, dict[str, Benchmark], "suite")
+    return parser.instantiate_classes(parser.parse_object({"suite": cards})).suite
+
+
+def read_sampling(options: argparse.Namespace) -> Sampling:
+    """A preset with what the command line changes."""
+    known = sorted(path.stem for path in (CONFIGS / "sampling").glob("*.yaml"))
+    if options.preset not in known:
+        raise ConfigError(f"there is no preset {options.preset!r}; {nearest(options.preset, known)}")
+    values = compose([f"sampling/{options.preset}.yaml"], scale=options.scale).config
+    changed = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
+    return Sampling(**{**values, **{key: value for key, value in changed.items() if value is not None}})
+
+
+def model_hash(path: Path) -> str:
+    """Names the weights: of a run, its newest checkpoint's checksums; of a folder, those of its files."""
+    if is_checkpoint(path) or saved_steps(folder_of(path)):
+        entries = read_manifest(choose(path))["files"]
+        found = [f"{name} {entries[name]['xxh3_128']}" for name in entries if name.endswith(".safetensors")]
+    else:
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        kinds = (".safetensors", ".json", ".pt", ".bin", ".ckpt")
+        found = [f"{file.name} {digest(file)['xxh3_128']}" for file in files if file.is_file() and file.suffix in kinds]
+    return hashlib.sha256("\n".join(found).encode()).hexdigest()[:32]
+
+
+def print_scores(metrics: dict[str, Any]) -> None:
+    """One row a benchmark: its own number, mean and interval, baselines, what could not be read or was cut."""
+    facts = metrics["provenance"]
+    sampled = any(score["num_samples"] > 1 for score in metrics["scores"].values())
+    title = f"{facts['label']}, {facts['preset']}, {facts['sampling']['max_new_tokens']:,} tokens, harness {HARNESS}"
+    table = Table(title=title)
+    names = ["benchmark", "score", "mean", "95 % interval", "blind", "majority", "cases", "unread", "cut", "tokens"]
+    for name in names[:4] + (["maj@k", "cov@k"] if sampled else []) + names[4:]:
+        table.add_column(name, justify="left" if name == "benchmark" else "right")
+    for name, s in metrics["scores"].items():
+        votes = [f"{s['voted']:.3f}", f"{s['covered']:.3f}"] if s["voted"] is not None else ["", ""]
+        table.add_row(
+            name,
+            f"{s['headline']:.3f}",
+            f"{s['score']:.3f}",
+            f"{s['low']:.3f}..{s['high']:.3f}",
+            *(votes if sampled else []),
+            f"{s['blind']:.3f}",
+            f"{s['majority']:.3f}",
+            str(s["num_cases"]),
+            f"{s['unreadable_rate']:.1%}",
+            f"{s['truncated_rate']:.1%}",
+            f"{s['num_tokens']:.0f}",
+        )
+    Console().print(table)
