@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -50,12 +51,18 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=16, help="sequences in flight at once")
     parser.add_argument("--no-blind", action="store_true", help="do not ask again with images masked")
     parser.add_argument("--scale", default="paper", help="of the preset: paper (default), tiny")
+    parser.add_argument("--harness", default=HARNESS, choices=[HARNESS, "lmms"], help="whose prompts and scorers")
+    parser.add_argument("--tasks", default="", help="with --harness lmms: its tasks, separated by commas")
     parser.add_argument("--out", type=Path, default=None, help="folder of results; default: evals/CHECKPOINT")
     options = parser.parse_args(args)
     for name in ("samples", "limit", "batch"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; accepted is 1 or more")
+    if options.harness == "lmms":
+        return _run_lmms(options)
+    if options.tasks:
+        raise ConfigError("--tasks is for --harness lmms; here benchmarks are chosen by --suite and --only")
     suite = read_suite(options.suite, options.data_root, options.only, options.scale)
     sampling = read_sampling(options)
     out = options.out or Path("evals", *[part for part in options.checkpoint.parts if part not in ("/", "..")])
@@ -102,6 +109,29 @@ def run(args: Sequence[str]) -> int:
     print_scores(metrics)
     page = write_gallery(out / "report.html", suite, records, metrics)
     print(f"wrote {out / 'metrics.json'}, {out / 'cases.jsonl'}, {page}")
+    return 0
+
+
+def _run_lmms(options: argparse.Namespace) -> int:
+    """The same model under lmms-eval, on copies of its datasets."""
+    from step3vl.harness.lmms_command import evaluate_with_lmms
+
+    tasks = [word.strip() for word in options.tasks.split(",") if word.strip()]
+    if not tasks:
+        raise ConfigError("--harness lmms needs --tasks, e.g. --tasks mmstar,ocrbench")
+    found = evaluate_with_lmms(
+        options.checkpoint, tasks, Path(options.data_root), options.limit, options.batch, options.max_new_tokens
+    )
+    for task, metrics in found["results"].items():
+        for name, value in metrics.items():
+            if isinstance(value, float | int) and "stderr" not in name:
+                print(f"{task}  {name.split(',')[0]}  {value:.4f}")
+    out = options.out or Path("evals", options.checkpoint.name)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "lmms_eval.json").write_text(
+        json.dumps({"results": found["results"], "versions": found["versions"]}, default=str)
+    )
+    print(f"wrote {out / 'lmms_eval.json'}")
     return 0
 
 

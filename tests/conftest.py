@@ -26,6 +26,24 @@ LEVEL0 = {
     "code/shapes": 4,
     "text/sums": 4,
 }
+"""Samples of each."""
+TWIN_SUBSETS = {
+    "documents/words": (2,),
+    "documents/formula": (2,),
+    "education/geometry": (2,),
+    "education/calculus": (3,),
+    "grounding/box": (2,),
+    "grounding/count": (2,),
+    "gui/click": (3, 4),
+    "knowledge/cards": (2,),
+    "knowledge/photo": (1, 2),
+    "text/sums": (4,),
+    "vqa/choice": (1, 2, 3),
+    "vqa/compare": (1,),
+    "vqa/images": (3, 4),
+}
+"""What twins of the published benchmarks are made from."""
+NUM_TWINS = 12
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,3 +70,17 @@ def workplace(tmp_path, monkeypatch, small_corpus):
     (tmp_path / "corpus").symlink_to(small_corpus)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory):
+    """Twins of all benchmarks from a corpus of twenty samples a subset."""
+    from step3vl.data.corpus.make import make_corpus
+    from step3vl.evaluation.benchmarks.twins import write_twins
+
+    folder = tmp_path_factory.mktemp("twins")
+    few = {name: dict.fromkeys(levels, 20) for name, levels in TWIN_SUBSETS.items()}
+    recipe = {"turns": 6, "samples_per_shard": 50, "splits": {"test": few}}
+    make_corpus(folder / "corpus", recipe, seed=0, num_processes=1)
+    write_twins(folder / "corpus", folder / "data", NUM_TWINS)
+    return folder / "data"

@@ -9,7 +9,19 @@ FLOORS = {
     1: {"models", "data", "losses", "optim"},
     2: {"generation", "evaluation"},
     3: {"stages", "callbacks"},
-    4: {"ablation", "ask", "chain", "checkpoints", "compare", "diagnose", "evaluate", "lightning_cli", "plan", "slurm"},
+    4: {
+        "ablation",
+        "ask",
+        "chain",
+        "checkpoints",
+        "compare",
+        "diagnose",
+        "evaluate",
+        "harness",
+        "lightning_cli",
+        "plan",
+        "slurm",
+    },
     5: {"cli", "__main__"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

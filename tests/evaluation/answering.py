@@ -3,9 +3,6 @@
 from step3vl.evaluation import Record
 from step3vl.types import Completion
 
-NUM = 12
-"""Cases of a twin."""
-
 
 class Says:
     """Answers with a function of the case's number in the call."""

@@ -14,8 +14,9 @@ from step3vl.evaluation.benchmarks.programs import asserted, hidden_tests, same_
 from step3vl.evaluation.benchmarks.twins import TWINS
 from step3vl.evaluation.sandbox import missing_isolation
 from step3vl.types import Sampling
+from tests.conftest import NUM_TWINS as NUM
 
-from .answering import NUM, Says, records
+from .answering import Says, records
 
 NAMES = [kind.__name__ for kind in TWINS]
 ISOLATED = not missing_isolation()

@@ -57,7 +57,10 @@ def _write(kind: type[HubBenchmark], rows: list[Row], out: Path) -> Path:
     import pyarrow.parquet as parquet
 
     file = folder / f"{kind.split}-00000-of-00001.parquet"
-    parquet.write_table(arrow.Table.from_pylist(rows), file)
+    table = arrow.Table.from_pylist(rows)
+    images = {field.name: {"_type": "Image"} for field in table.schema if arrow.types.is_struct(field.type)}
+    features = {"huggingface": json.dumps({"info": {"features": images}})}  # by which `datasets` knows images
+    parquet.write_table(table.replace_schema_metadata(features), file)
     return file
 
 
@@ -84,7 +87,7 @@ def png(image: Image.Image) -> dict[str, Any]:
     """An image as `datasets` stores it in parquet."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": buffer.getvalue(), "path": "image.png"}
 
 
 def words_of(sample: Sample) -> str:

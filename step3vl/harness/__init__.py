@@ -1,0 +1,1 @@
+"""Our models inside other people's evaluation harnesses (docs/evaluation.md)."""
