@@ -28,7 +28,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto
 table { border-collapse: collapse } td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left } h2 { margin-top: 2em }
 .case { display: grid; grid-template-columns: 380px 1fr; gap: 1.2em; border-top: 1px solid #ddd; padding: 1em 0 }
-.case img { max-width: 360px; border: 1px solid #ccc } pre { white-space: pre-wrap; margin: .2em 0; font-size: 13px }
+.case img { max-width: 360px; min-width: 160px; image-rendering: pixelated; border: 1px solid #ccc }
+pre { white-space: pre-wrap; margin: .2em 0; font-size: 13px }
 .gold { color: #0a7d32 } .said { color: #b3261e } del { background: #fbdad7; text-decoration: none }
 ins { background: #d5f2dc; text-decoration: none } small { color: #666 }
 """
