@@ -1,8 +1,9 @@
 """Reading shards of 30 KB samples, sending them to the training process, and decoding them in workers.
 
-Three comparisons within one run: our tar reader and webdataset (CPU time, no workers, nothing decoded); two workers
-that send samples one by one or as packed 8-bit batches (samples/s); two workers that decode with PIL, with
-and without freed memory kept (CPU time of fresh processes). Page cache is warm. Run: make bench
+Comparisons within one run: our tar reader, which compares checksums, and webdataset, litdata, mosaic streaming (CPU
+time, no workers, nothing decoded); two workers that send samples one by one or as packed 8-bit batches (samples/s); two
+workers that decode with PIL, with and without freed memory kept (CPU time of fresh processes). Page cache is warm.
+Peers that are not installed are left out, with a sentence. Run: make bench
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.gate import abstain, interleaved, ratio
+from benchmarks.loader_peers import LitData, Mosaic, installed, receive_lists, rows_of
 from step3vl.data.collate import collate
 from step3vl.data.malloc import worker_init
 from step3vl.data.processor import Processor
@@ -56,10 +58,16 @@ def shards(tmp_path_factory) -> list[Path]:
 
     stored = ((sample(k), [files[k % 25]]) for k in range(NUM_SHARDS * SAMPLES_PER_SHARD))
     write_shards(stored, folder, "landscapes", SAMPLES_PER_SHARD)
-    paths = sorted(folder.glob("*.tar"))
-    for path in paths:
-        ShardReader(path)  # writes the index
-    return paths
+    return sorted(folder.glob("*.tar"))
+
+
+@pytest.fixture(scope="module")
+def peers(shards, tmp_path_factory) -> dict[str, LitData | Mosaic]:
+    """The same samples in the formats of those peers that are installed."""
+    found = installed()
+    if not found:
+        pytest.skip("neither is installed: pip install --no-deps litdata mosaicml-streaming, and what they import")
+    return {peer.module: peer(tmp_path_factory.mktemp("peers") / "own", read_ours(shards)) for peer in found}
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -68,8 +76,8 @@ def shards(tmp_path_factory) -> list[Path]:
 def read_ours(shards: list[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
     for path in shards:
         reader = ShardReader(path)
-        for key, members in reader.index.samples:
-            yield key, {extension: reader._bytes(*place) for extension, place in members.items()}
+        for i in range(len(reader)):
+            yield reader.key(i), reader.members(i)
 
 
 def read_webdataset(shards: list[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -104,22 +112,33 @@ def test_our_reader_takes_a_quarter_of_webdatasets_cpu(shards):
     assert found >= 4, f"webdataset / ours = {found:.2f}"
 
 
+def test_reading_beside_litdata_and_mosaic(shards, peers):
+    """CPU to read with checksums, beside peers that read without."""
+    wanted = dict(read_ours(shards))
+    variants = {"ours": lambda: read_all("ours", shards)}
+    for name, peer in peers.items():
+        assert dict(rows_of(peer.dataset())) == wanted, name
+        variants[name] = lambda peer=peer: sum(len(members["json"]) for _, members in rows_of(peer.dataset()))
+    seconds = interleaved(variants)
+    for name in peers:
+        ratio(seconds, name, "ours", f"CPU to read {len(wanted):,} samples, no workers")
+
+
 # ------------------------------------------------------------------------------------------------ sending
 
 
 class Stored(Dataset[dict[str, bytes]]):
     """Samples as they are stored, read by our reader."""
 
-    def __init__(self, shards: list[Path]) -> None:
-        self.readers = [ShardReader(path) for path in shards]
+    def __init__(self, shards: list[Path], num_epochs: int = NUM_EPOCHS) -> None:
+        self.readers, self.num_epochs = [ShardReader(path) for path in shards], num_epochs
 
     def __len__(self) -> int:
-        return NUM_SHARDS * SAMPLES_PER_SHARD * NUM_EPOCHS
+        return NUM_SHARDS * SAMPLES_PER_SHARD * self.num_epochs
 
     def __getitem__(self, k: int) -> dict[str, bytes]:
         shard, i = divmod(k % (NUM_SHARDS * SAMPLES_PER_SHARD), SAMPLES_PER_SHARD)
-        reader = self.readers[shard]
-        return {extension: reader._bytes(*place) for extension, place in reader.index.samples[i][1].items()}
+        return self.readers[shard].members(i)
 
 
 class Encoded(Dataset[Example]):
@@ -203,6 +222,20 @@ def test_packed_batches_arrive_faster_than_single_samples(shards, kind):
     abstain(seconds)
     baseline = "webdataset" if kind is Stored else "one by one"
     assert found[baseline] >= 1.5, f"{baseline} / packed = {found[baseline]:.2f}"
+
+
+def test_packed_batches_beside_litdata_and_mosaic(shards, peers):
+    """Wall time until as many samples and bytes have arrived from two workers; the peers send lists of samples."""
+    once = Packed(Stored(shards, num_epochs=1))
+    variants: dict[str, Callable[[], tuple[int, int]]] = {"packed": lambda: receive(once)}
+    for name, peer in peers.items():
+        variants[name] = lambda peer=peer: receive_lists(peer.dataset(), SAMPLES_PER_BATCH)
+    assert len({run() for run in variants.values()}) == 1, "each must bring as many samples and bytes"
+    seconds = interleaved(variants, clock=time.perf_counter)
+    for name in peers:
+        ratio(
+            seconds, name, "packed", f"wall time to receive {NUM_SHARDS * SAMPLES_PER_SHARD:,} samples from two workers"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ decoding

@@ -40,6 +40,7 @@ class TrainData(LightningDataModule):
         seed: Order of the samples.
         val_sources: What to validate on; none: no validation.
         val_samples: Samples of one validation pass, over all ranks.
+        max_skipped_share: Most of the samples drawn, as a share, that may turn out unusable; with more the run stops.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TrainData(LightningDataModule):
         seed: int = 0,
         val_sources: dict[str, Source] | None = None,
         val_samples: int = 0,
+        max_skipped_share: float = 0.05,
     ):
         super().__init__()
         if (samples_per_step is None) == (rows_per_step is None):
@@ -81,7 +83,10 @@ class TrainData(LightningDataModule):
             raise ValueError(
                 "max_views_per_row needs rows_per_step: a step of samples_per_step samples takes all of them"
             )
+        if not 0 <= max_skipped_share <= 1:
+            raise ValueError(f"max_skipped_share must lie in 0..1, got {max_skipped_share}")
         self.root, self.sources, self.seed = root, sources, seed
+        self.max_skipped_share = max_skipped_share
         self.seq_len, self.num_steps = seq_len, num_steps
         self.samples_per_step, self.rows_per_step = samples_per_step, rows_per_step
         self.mix_by, self.balance = mix_by, balance

@@ -1,7 +1,8 @@
 """WebDataset shards: plain tars that hold `<key>.json` and `<key>.0.png`, `<key>.1.png` ... for each sample.
 
-Writing is byte-for-byte repeatable. Reading is random access through the index of `step3vl.data.tar_index`: decoders
-are listed, members and pixels are capped, nothing is unpickled, and keys never become paths.
+Writing is byte-for-byte repeatable. Reading is random access through the index of `step3vl.data.tar_index`: bytes are
+compared with their checksum, decoders are listed, members and pixels are capped, nothing is unpickled, and keys never
+become paths.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from step3vl.data.decode import image_size, open_image
 from step3vl.data.schema import from_json, image_member, to_json
-from step3vl.data.tar_index import IMAGE_EXTENSIONS, ShardError, ShardIndex, index_shard
+from step3vl.data.tar_index import IMAGE_EXTENSIONS, INDEX, ShardError, ShardIndex, checksum, index_shard, publish
 from step3vl.types import Sample, Size
 
 if TYPE_CHECKING:
     from step3vl.data.processor import Processor
 
 __all__ = [
+    "AlteredError",
     "SampleError",
     "ShardError",
     "ShardIndex",
@@ -44,6 +46,10 @@ assert tuple(FORMATS) == IMAGE_EXTENSIONS
 
 class SampleError(ValueError):
     """One sample cannot be used; the sentence names shard, key and reason."""
+
+
+class AlteredError(SampleError):
+    """The bytes of a sample cannot be read, or are not those that were indexed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +77,9 @@ def write_shards(
 ) -> list[ShardInfo]:
     """Write `<folder>/<stem>-000000.tar`, `-000001.tar` ... The same samples give identical bytes.
 
-    Each shard is written under a temporary name and renamed when whole. Images are stored as PNG, but those opened
-    from JPEG files as JPEG; where a sample comes with its images' files, those are stored byte for byte.
+    Each shard is written under a temporary name and renamed when whole; its index, with checksums of the bytes in
+    memory, follows. Images are stored as PNG, but those opened from JPEG files as JPEG; where a sample comes with its
+    images' files, those are stored byte for byte.
     Raises ValueError for samples_per_shard < 1, a stem that is a path, or two samples of a shard with the same key.
     """
     if samples_per_shard < 1:
@@ -94,7 +101,7 @@ def _write_one(first: Sample | WithFiles, rest: Iterator[Sample | WithFiles], pa
     from webdataset import TarWriter
 
     part = path.with_name(f".{path.name}.part")
-    keys: set[str] = set()
+    checksums: dict[str, int] = {}  # by key
     num_turns = num_images = num_text_bytes = 0
     try:
         with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0, user="step3vl", group="step3vl") as tar:
@@ -102,21 +109,22 @@ def _write_one(first: Sample | WithFiles, rest: Iterator[Sample | WithFiles], pa
             while item is not None:
                 sample, files = item if isinstance(item, tuple) else (item, None)
                 key = safe_key(sample.id)
-                if key in keys:
+                if key in checksums:
                     raise ValueError(f"{path}: two samples have the key {key!r} (id {sample.id!r}); ids must differ")
-                keys.add(key)
-                tar.write({"__key__": key, **_members(sample, files, f"{path.name}:{key}")})
+                members = _members(sample, files, f"{path.name}:{key}")
+                tar.write({"__key__": key, **members})
+                checksums[key] = checksum(members[name] for name in sorted(members))  # as TarWriter orders them
                 num_turns += sum(message.role == "assistant" for message in sample.messages)
                 num_images += len(sample.images)
                 num_text_bytes += sum(len(message.content.encode()) for message in sample.messages)
-                item = next(rest, None) if len(keys) < limit else None
+                item = next(rest, None) if len(checksums) < limit else None
         digest = hashlib.sha256(part.read_bytes()).hexdigest()
-        os.replace(part, path)
+        publish(part, path, checksums)
     finally:
         part.unlink(missing_ok=True)
     return ShardInfo(
         file=path.name,
-        num_samples=len(keys),
+        num_samples=len(checksums),
         num_turns=num_turns,
         num_images=num_images,
         num_text_bytes=num_text_bytes,
@@ -166,10 +174,10 @@ def safe_key(name: str) -> str:
 
 
 class ShardReader:
-    """Random access to the samples of one shard. Cheap to pickle; each process opens its own file handle.
+    """Random access to the samples of one shard. Cheap to pickle; processes may share one.
 
-    strict: raise ShardError on a damaged shard. Otherwise the whole samples before the damage are served, and
-    `reader.index.damage` and `reader.index.broken` say what is missing.
+    strict: raise ShardError on a damaged shard. Otherwise its whole samples are served, and `reader.index.damage` and
+    `reader.index.broken` say what is missing.
 
     Example: ShardReader("corpus/train/text-sums-level0-000000.tar").read(0)
     """
@@ -177,39 +185,48 @@ class ShardReader:
     def __init__(self, path: str | Path, strict: bool = True) -> None:
         self.path = Path(path)
         self.index = index_shard(self.path, strict=strict)
-        self._file: BinaryIO | None = None
-        self._pid = 0
+        self._file: io.FileIO | None = None
 
     def __len__(self) -> int:
         return len(self.index.samples)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_pid": 0}
+        return {**self.__dict__, "_file": None}
 
     def key(self, i: int) -> str:
         """Key of sample i, without reading it."""
         return self.index.samples[i][0]
 
-    def row(self, i: int) -> dict[str, Any]:
-        """The stored JSON of sample i, unchecked and without decoding its images."""
-        key, members = self.index.samples[i]
+    def members(self, i: int) -> dict[str, bytes]:
+        """The stored bytes of sample i, by extension. Raises AlteredError when they are not those that were indexed."""
+        key, places = self.index.samples[i]
         try:
-            row = json.loads(self._bytes(*members["json"]))
-        except (ValueError, RecursionError) as error:
-            raise SampleError(f"{self.path}:{key}: the JSON cannot be parsed ({error})") from error
-        if not isinstance(row, dict):
-            raise SampleError(f"{self.path}:{key}: the JSON must be an object, found {type(row).__name__}")
-        return row
+            if self._file is None:
+                self._file = io.FileIO(self.path)
+            file = self._file.fileno()  # read without a position, which forked workers would share
+            members = {name: os.pread(file, size, offset) for name, (offset, size) in places.items()}
+        except OSError as error:
+            raise AlteredError(f"{self.path}:{key}: cannot be read ({error.strerror})") from error
+        if checksum(members.values()) != self.index.checksums[i]:
+            raise AlteredError(
+                f"{self.path}:{key}: its bytes differ from their checksum in {self.path.name}{INDEX}; the shard is "
+                "damaged, or it was rewritten on purpose: then delete that file"
+            )
+        return members
+
+    def row(self, i: int) -> dict[str, Any]:
+        """The stored JSON of sample i, without decoding its images."""
+        return self._row(i, self.members(i))
 
     def read(self, i: int) -> Sample:
-        """Sample i with its images as RGB. Raises SampleError when it cannot be decoded or breaks the schema."""
-        key, members = self.index.samples[i]
-        where = f"{self.path}:{key}"
-        row = self.row(i)
+        """Sample i with its images as RGB. Raises SampleError when it is altered, undecodable or breaks the schema."""
+        where = f"{self.path}:{self.key(i)}"
+        members = self.members(i)
+        row = self._row(i, members)
         names = row.get("images") or []
         if not isinstance(names, list) or any(name not in members for name in map(str, names)):
             raise SampleError(f"{where}: field 'images' names members the shard does not hold: {names!r}")
-        images = [self._image(str(name), members[str(name)], where) for name in names]
+        images = [_image(str(name), members[str(name)], where) for name in names]
         try:
             return from_json(row, images, where)
         except ValueError as error:
@@ -217,12 +234,12 @@ class ShardReader:
 
     def measure(self, i: int, processor: Processor) -> Size:
         """What sample i costs, from its text and its images' headers. Raises SampleError like `read`."""
-        key, members = self.index.samples[i]
-        where = f"{self.path}:{key}"
-        row = self.row(i)
+        where = f"{self.path}:{self.key(i)}"
+        members = self.members(i)
+        row = self._row(i, members)
         names = [str(name) for name in row.get("images") or []]
         try:
-            headers = [(f"{where}: image '{name}'", self._bytes(*members[name])) for name in names]
+            headers = [(f"{where}: image '{name}'", members[name]) for name in names]
             sizes = [image_size(data, place, (FORMATS[place[:-1].rpartition(".")[2]],)) for place, data in headers]
             blanks = [Image.new("1", (1, 1))] * len(sizes)  # how many there are is what is checked
             return processor.measure(from_json(row, blanks, where).messages, sizes, row["id"])
@@ -232,34 +249,38 @@ class ShardReader:
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(i) for i in range(len(self)))
 
-    def _image(self, name: str, place: tuple[int, int], where: str) -> Image.Image:
-        accepted = FORMATS.get(name.rpartition(".")[2])
-        if accepted is None:
-            raise SampleError(f"{where}: image '{name}' has no accepted extension ({', '.join(FORMATS)})")
-        data = self._bytes(*place)
+    def _row(self, i: int, members: dict[str, bytes]) -> dict[str, Any]:
         try:
-            return open_image(data, f"{where}: image '{name}'", (accepted,))
-        except ValueError as error:
-            raise SampleError(str(error)) from error
+            row = json.loads(members["json"])
+        except (ValueError, RecursionError) as error:
+            raise SampleError(f"{self.path}:{self.key(i)}: the JSON cannot be parsed ({error})") from error
+        if not isinstance(row, dict):
+            raise SampleError(f"{self.path}:{self.key(i)}: the JSON must be an object, found {type(row).__name__}")
+        return row
 
-    def _bytes(self, offset: int, size: int) -> bytes:
-        if self._file is None or self._pid != os.getpid():  # a forked worker must not share the position
-            self._file, self._pid = self.path.open("rb"), os.getpid()
-        self._file.seek(offset)
-        data = self._file.read(size)
-        if len(data) != size:
-            raise SampleError(f"{self.path}: {size} bytes at {offset} cannot be read; the shard changed since indexing")
-        return data
+
+def _image(name: str, data: bytes, where: str) -> Image.Image:
+    accepted = FORMATS.get(name.rpartition(".")[2])
+    if accepted is None:
+        raise SampleError(f"{where}: image '{name}' has no accepted extension ({', '.join(FORMATS)})")
+    try:
+        return open_image(data, f"{where}: image '{name}'", (accepted,))
+    except ValueError as error:
+        raise SampleError(str(error)) from error
 
 
 def find_shards(pattern: str | Path) -> list[Path]:
     """Sorted shards that match a glob (`**` reaches into folders) or lie in a folder. Plain files only, never a pipe.
 
+    A shard of which only the index is left is among them, so that its loss is noticed.
+
     Raises ValueError that names the pattern and what its folder holds instead.
     """
     path = Path(pattern)
-    found = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(pattern), recursive=True))
-    shards = sorted(shard for shard in found if shard.is_file())
+    wanted = str(path / "*.tar" if path.is_dir() else pattern)
+    files = [shard for shard in map(Path, glob.glob(wanted, recursive=True)) if shard.is_file()]
+    indexed = [Path(name.removesuffix(INDEX)) for name in glob.glob(wanted + INDEX, recursive=True)]
+    shards = sorted({shard for shard in files if shard.suffix not in (".json", ".npy")} | set(indexed))
     if not shards:
         folder = path if path.is_dir() else path.parent
         if folder.is_dir():

@@ -6,7 +6,6 @@ is decoded. They depend on the processor, so each processor has its own file, na
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,9 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from xxhash import xxh3_64_hexdigest
 
 from step3vl.data.processor import Processor
-from step3vl.data.shards import SampleError, ShardReader
+from step3vl.data.shards import AlteredError, SampleError, ShardReader
+from step3vl.data.tar_index import index_file, index_shard
 from step3vl.types import Size
 
 DTYPE = np.dtype(list(zip(Size._fields, ("<i4", "<i4", "<u2", "<u2"))))
@@ -55,9 +56,15 @@ def measure_shards(
 
 
 def cache_file(path: Path, fingerprint: str) -> Path:
-    """Where sizes are kept: the name changes with the processor and with the shard's length and time of change."""
-    status = path.stat()
-    stamp = hashlib.sha256(f"{DTYPE}{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:8]
+    """Where sizes are kept: the name changes with the processor and with the shard's index, not with a copy of both."""
+    place = index_file(path)
+    if not place.exists():
+        index_shard(path, strict=False)
+    try:
+        index = place.read_bytes()
+    except OSError:  # a read-only folder without an index
+        index = str(path.stat()).encode()
+    stamp = xxh3_64_hexdigest(str(DTYPE).encode() + index)[:8]
     return path.with_name(f"{path.name}.{fingerprint}-{stamp}.sizes.npy")
 
 
@@ -67,14 +74,17 @@ def _only_measure(path: Path, processor: Processor) -> None:
 
 def _measure(path: Path, processor: Processor, cache: Path) -> np.ndarray:
     reader = ShardReader(path, strict=False)
-    sizes = np.zeros(len(reader), DTYPE)
+    sizes, is_altered = np.zeros(len(reader), DTYPE), False
     for i in range(len(reader)):
         try:
             sizes[i] = reader.measure(i, processor)
-        except SampleError:
+        except SampleError as error:
             sizes[i] = (UNUSABLE, 0, 0, 0)
+            is_altered = is_altered or isinstance(error, AlteredError)
     for stale in path.parent.glob(f"{path.name}.{processor.fingerprint}-*.sizes.npy"):
         stale.unlink(missing_ok=True)
+    if is_altered:  # the sound shard may come back: measured again next time
+        return sizes
     part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

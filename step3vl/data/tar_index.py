@@ -1,23 +1,25 @@
-"""Where everything lies in a WebDataset shard: an index of tar members with offsets, and an account of any damage.
+"""Where everything lies in a WebDataset shard, and what its bytes were: offsets, checksums, an account of any damage.
 
 A plain tar has no table of contents. Walking its 512-byte headers once gives one, which makes random access, exact
-counts and mid-epoch resume possible while the data stay ordinary WebDataset shards. It is cached beside the shard.
+counts and mid-epoch resume possible while the data stay ordinary WebDataset shards. It lies beside the shard.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-BLOCK = 512
-MAX_MEMBER_BYTES = 64 * 2**20
-IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
-VERSION = 1
+from xxhash import xxh3_64
 
-Members = dict[str, tuple[int, int]]
+from step3vl.data.tar_walk import BLOCK, MAX_MEMBER_BYTES, Members, walk
+
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+VERSION = 2
+INDEX = ".idx.json"
 
 
 class ShardError(ValueError):
@@ -28,140 +30,122 @@ class ShardError(ValueError):
 class ShardIndex:
     """What a shard holds.
 
-    samples: (key, {extension: (offset, size)}) in file order; only samples whose every member is present.
-    damage:  None, or one sentence about where the shard stops being readable.
-    broken:  key -> reason, for samples that cannot be used though the shard goes on.
+    samples:    (key, {extension: (offset, size)}) in file order; only samples whose every member is present.
+    checksums:  of each sample, what its bytes were when it was written, or first read.
+    damage:     None, or one sentence about where the shard stops being readable.
+    broken:     key -> reason, for samples that cannot be used though the shard goes on.
+    size_bytes: of the shard that was indexed.
+    mtime_ns:   when a shard that is not whole was last changed; None for a whole one, which may be copied and touched.
     """
 
     path: Path
     samples: list[tuple[str, Members]] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
     damage: str | None = None
     broken: dict[str, str] = field(default_factory=dict)
+    size_bytes: int = 0
+    mtime_ns: int | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
 
-class _Damage(Exception):
-    """Raised inside the walk; the text says what is wrong at which byte."""
+def index_file(path: Path) -> Path:
+    """Where the index of a shard is kept."""
+    return path.with_name(path.name + INDEX)
 
 
-def index_shard(path: str | Path, strict: bool = True) -> ShardIndex:
-    """Index a shard, from its cache `<shard>.idx.json` when that matches the shard's size and modification time.
+def checksum(members: Iterable[bytes]) -> int:
+    """xxh3-64 over the bytes of a sample's members, in the order of the shard."""
+    digest = xxh3_64()
+    for data in members:
+        digest.update(data)
+    return digest.intdigest()
 
-    strict: raise ShardError on damage. Otherwise the whole samples before the damage are returned and `.damage` says
-    what happened. A missing or empty file raises ShardError either way.
+
+def index_shard(path: str | Path, strict: bool = True, again: bool = False) -> ShardIndex:
+    """Index a shard, from `<shard>.idx.json` when that was made of a shard of this size.
+
+    A whole shard may have been copied or changed since: its checksums say so when a sample is read. When the size
+    differs, or a damaged shard was changed, the headers are walked anew, and checksums of samples that lie where they
+    lay are kept.
+
+    strict: raise ShardError on damage. Otherwise the whole samples are returned and `.damage` says what happened. A
+    missing or empty file raises ShardError either way.
+    again: walk the headers even so, and leave the file as it is.
     """
     path = Path(path)
+    known = _load(path)
     try:
         status = path.stat()
     except OSError as error:
-        raise ShardError(f"{path}: the shard cannot be opened ({error.strerror})") from error
+        indexed = f"; {len(known)} samples are lost; restore it or delete {index_file(path).name}" if known else ""
+        raise ShardError(f"{path}: the shard cannot be opened ({error.strerror}){indexed}") from error
     if not path.is_file() or status.st_size == 0:
-        raise ShardError(f"{path}: the shard is {'empty' if path.is_file() else 'not a file'}; 0 whole samples")
-    stamp = [VERSION, status.st_size, status.st_mtime_ns]
-    cache = path.with_name(path.name + ".idx.json")
-    index = _load(cache, path, stamp)
-    if index is None:
-        index = _build(path, status.st_size)
-        _save(cache, index, stamp)
+        reason = "empty" if path.is_file() else "not a file"
+        raise ShardError(f"{path}: the shard is {reason}; {_left(0, known)}")
+    index = known
+    if index is None or again or index.size_bytes != status.st_size or index.mtime_ns not in (None, status.st_mtime_ns):
+        index = _build(path, status, known)
+        if not again:
+            _save(index)
     if strict and index.damage:
         raise ShardError(index.damage)
     return index
 
 
-def _build(path: Path, size: int) -> ShardIndex:
-    index = ShardIndex(path)
+def publish(part: Path, path: Path, checksums: Mapping[str, int]) -> None:
+    """Give a finished shard its name and its index; checksums: by key, of the bytes as they were in memory."""
+    index_file(path).unlink(missing_ok=True)  # of an earlier shard
+    os.replace(part, path)
+    _save(_build(path, path.stat(), None, checksums))
+
+
+def _build(
+    path: Path, status: os.stat_result, known: ShardIndex | None, written: Mapping[str, int] | None = None
+) -> ShardIndex:
+    """Index a shard by its headers, with the checksums of an earlier index or of what was written where they apply."""
+    index = ShardIndex(path, size_bytes=status.st_size)
+    kept = {key: (at, digest) for (key, at), digest in zip(known.samples, known.checksums)} if known else {}
     members: dict[str, Members] = {}
+    found: dict[str, tuple[Members, int]] = {}
     try:
         with path.open("rb") as file:
-            try:
-                _walk(file, size, members, index.broken)
-            except _Damage as damage:
-                index.damage = str(damage)
-            for key, found in members.items():
-                if key not in index.broken:
-                    reason = _check(file, found)
-                    if reason:
-                        index.broken[key] = reason
-                    else:
-                        index.samples.append((key, found))
+            damage = walk(file, status.st_size, members, index.broken)
+            for key, places in members.items():
+                if key in index.broken:
+                    continue
+                if reason := _check(file, places):
+                    index.broken[key] = reason
+                elif written and key in written:
+                    found[key] = (places, written[key])
+                else:
+                    same = key in kept and kept[key][0] == places
+                    found[key] = kept[key] if same else (places, checksum(_read(file, places)))
+            for key, (places, digest) in kept.items() if damage else ():  # a damaged header may describe a sound sample
+                if key not in found and checksum(_read(file, places)) == digest:
+                    found[key] = (places, digest)
+                    index.broken.pop(key, None)
     except OSError as error:
         raise ShardError(f"{path}: the shard cannot be read ({error.strerror})") from error
-    if index.damage:
-        index.damage = f"{path}: {index.damage}; {len(index.samples)} whole samples precede it"
+    for key, (places, digest) in sorted(found.items(), key=lambda item: min(item[1][0].values())):
+        index.samples.append((key, places))
+        index.checksums.append(digest)
+    if damage:
+        index.damage = f"{path}: {damage}; {_left(len(index), known)}"
+    if damage or index.broken:
+        index.mtime_ns = status.st_mtime_ns
     return index
 
 
-def _walk(file: BinaryIO, size: int, members: dict[str, Members], broken: dict[str, str]) -> None:
-    """Fill `members` from the headers. Raises _Damage where the tar stops making sense."""
-    offset, long_name = 0, None
-    while True:
+def _left(num: int, known: ShardIndex | None) -> str:
+    return f"{num} whole samples are left" + (f" of {len(known)}" if known and len(known) > num else "")
+
+
+def _read(file: BinaryIO, places: Members) -> Iterable[bytes]:
+    for offset, size in places.values():
         file.seek(offset)
-        header = file.read(BLOCK)
-        if len(header) < BLOCK:
-            raise _Damage(f"truncated at byte {offset}: the end-of-archive mark is missing")
-        if header == bytes(BLOCK):
-            return _expect_end(file, offset)
-        length = _check_header(header, offset)
-        start, kind = offset + BLOCK, header[156:157]
-        if start + length > size:
-            raise _Damage(f"truncated at byte {size}: the member at byte {offset} needs {start + length - size} more")
-        offset = start + -(-length // BLOCK) * BLOCK
-        if kind in (b"x", b"L"):  # the next member's long name
-            if length > 2**16:
-                raise _Damage(f"a name of {length} bytes at byte {start}")
-            long_name = _long_name(kind, file.read(length)) or long_name
-            continue
-        if kind in (b"g", b"5"):  # global attributes, folders
-            continue
-        name = long_name or _text(header[:100], prefix=header[345:500] if header[257:262] == b"ustar" else b"")
-        long_name = None
-        folder, _, base = name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key, extension = (f"{folder}/{stem}" if folder else stem), extension.lower()
-        found = members.setdefault(key, {})
-        if kind not in (b"0", b"\0"):
-            broken[key] = f"member '.{extension}' is a link or a device, not a file"
-        elif extension in found:
-            broken[key] = f"member '.{extension}' appears twice"
-        elif length > MAX_MEMBER_BYTES:
-            broken[key] = f"member '.{extension}' has {length} bytes; at most {MAX_MEMBER_BYTES} are accepted"
-        found[extension] = (start, length)
-
-
-def _check_header(header: bytes, offset: int) -> int:
-    """Size in bytes of the member whose 512-byte header this is."""
-    try:
-        stated = int(header[148:156].strip(b" \0") or b"0", 8)
-        length = int(header[124:136].strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _Damage(f"no tar header at byte {offset}") from None
-    if stated != sum(header) - sum(header[148:156]) + 8 * 32:
-        raise _Damage(f"wrong checksum in the tar header at byte {offset}")
-    return length
-
-
-def _expect_end(file: BinaryIO, offset: int) -> None:
-    """After the first block of zeros only zeros may follow; anything else is an overwritten header."""
-    while chunk := file.read(2**20):
-        if chunk.count(0) != len(chunk):
-            raise _Damage(f"a zeroed tar header at byte {offset} with data after it")
-
-
-def _long_name(kind: bytes, data: bytes) -> str | None:
-    if kind == b"L":
-        return _text(data)
-    for record in data.split(b"\n"):
-        _, _, pair = record.partition(b" ")
-        if pair.startswith(b"path="):
-            return pair[5:].decode("utf-8", "replace")
-    return None
-
-
-def _text(name: bytes, prefix: bytes = b"") -> str:
-    parts = [part.split(b"\0", 1)[0].decode("utf-8", "replace") for part in (prefix, name)]
-    return "/".join(part for part in parts if part)
+        yield file.read(size)
 
 
 def _check(file: BinaryIO, found: Members) -> str | None:
@@ -184,30 +168,35 @@ def _check(file: BinaryIO, found: Members) -> str | None:
     return f"member '.{extra[0]}' is not listed in the field 'images'" if extra else None
 
 
-def _load(cache: Path, path: Path, stamp: list[int]) -> ShardIndex | None:
+def _load(path: Path) -> ShardIndex | None:
     try:
-        stored = json.loads(cache.read_text())
-        if stored["stamp"] != stamp:
+        stored = json.loads(index_file(path).read_text())
+        if stored["version"] != VERSION:
             return None
         samples = [(str(k), {str(e): (int(a), int(n)) for e, (a, n) in m.items()}) for k, m in stored["samples"]]
+        checksums = [int(digest) for digest in stored["checksums"]]
         damage, broken = stored["damage"], {str(k): str(why) for k, why in stored["broken"].items()}
+        size, mtime = int(stored["size_bytes"]), stored["mtime_ns"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if any(a < BLOCK or n < 0 or n > MAX_MEMBER_BYTES or a + n > stamp[1] for _, m in samples for a, n in m.values()):
+    places = [place for _, members in samples for place in members.values()]
+    if any(a < BLOCK or n < 0 or n > MAX_MEMBER_BYTES or a + n > size for a, n in places):
         return None
-    return ShardIndex(path, samples, None if damage is None else f"{path}: {damage}", broken)
+    if len(checksums) != len(samples) or not all(members for _, members in samples):
+        return None
+    return ShardIndex(path, samples, checksums, None if damage is None else f"{path}: {damage}", broken, size, mtime)
 
 
-def _save(cache: Path, index: ShardIndex, stamp: list[int]) -> None:
+def _save(index: ShardIndex) -> None:
     """Written beside and renamed, so that processes that index at once do not see half a file."""
-    stored = asdict(index)
+    stored = {"version": VERSION, **asdict(index)}
     del stored["path"]
-    stored["stamp"] = stamp
     if index.damage:
         stored["damage"] = index.damage.removeprefix(f"{index.path}: ")
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    place = index_file(index.path)
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
     try:
         part.write_text(json.dumps(stored, separators=(",", ":")))
-        os.replace(part, cache)
+        os.replace(part, place)
     except OSError:  # a read-only folder: the index is rebuilt next time
         part.unlink(missing_ok=True)

@@ -20,7 +20,10 @@ NO_LABELS = Labels(domain="none", subset="none", source="none")
 def shards_of(path: Path) -> list[Path]:
     """The shards that a path names: itself, or those in a folder and its subfolders; empty when it names a source."""
     if path.is_dir():
-        return sorted(shard for shard in path.glob("**/*.tar") if shard.is_file())
+        try:
+            return find_shards(path / "**" / "*.tar")
+        except ValueError:
+            return []
     if path.suffix.lower() == ".tar":
         return find_shards(path)
     return []
@@ -30,7 +33,7 @@ def validate_shards(shards: list[Path], report: Report, done: Callable[[float], 
     """Read every sample of every shard as a run would; what is wrong goes to the report with file and key."""
     for number, path in enumerate(shards):
         try:
-            index = index_shard(path, strict=False)
+            index = index_shard(path, strict=False, again=True)
         except ShardError as error:
             report.refuse(Place(file=str(path)), Refused("damaged shard", _without(str(error), str(path))))
             continue
@@ -69,6 +72,8 @@ def validate_source(
 def _kind(sentence: str) -> str:
     if sentence.startswith("image '"):
         return "image unreadable"
+    if sentence.startswith(("its bytes differ", "cannot be read")):
+        return "altered"
     named = re.match(r"(?:unknown )?field '(\w+)'|(\w+)\[", sentence)
     return f"field {named[1] or named[2]}" if named else "schema"
 

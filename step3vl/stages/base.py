@@ -29,6 +29,7 @@ from step3vl.types import IGNORE_INDEX, Batch, Sampling, WeightedSum
 
 from .guard import Guard
 from .initial import load
+from .skipped import Skipped
 
 Recomputed = Literal["none", "vision", "decoder", "blocks"]
 
@@ -83,8 +84,8 @@ class Stage(LightningModule):
         self.records: list[Record] = []
         self.step_weight = torch.zeros(())
         self.step_loss: dict[str, Tensor] = {}
-        self.step_skipped = self.step_views = self.num_shown = 0
-        self.num_skipped: float | Tensor = 0.0  # over all ranks
+        self.step_views = 0
+        self.skipped = Skipped()
         self.is_sharded = False
         self.flat_groups: list[dict[str, Any]] | None = None  # under FSDPStrategy, which flattens parameters
 
@@ -158,7 +159,7 @@ class Stage(LightningModule):
             self.step_loss[name] = loss.value.detach() + self.step_loss.get(name, 0.0)
         self.step_ids += batch.sample_ids
         self.step_views += 0 if batch.images is None else len(batch.images)
-        self.report_skipped(batch)
+        self.skipped.report(batch, self.trainer)
         return torch.stack([loss.value for loss in named.values()]).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -167,11 +168,12 @@ class Stage(LightningModule):
         A step that the guard refuses loses its gradients, so that the optimizer changes nothing.
         """
         is_finite = all(bool(value.isfinite()) for value in self.step_loss.values())  # on this rank
-        counts = self.step_weight.new_tensor([self.step_skipped, self.step_views])
-        sums = torch.stack([self.step_weight, *counts, *self.step_loss.values()]).float()  # [3 + losses]
+        counts = self.step_weight.new_tensor([*self.skipped.step, self.step_views])
+        sums = torch.stack([self.step_weight, *counts, *self.step_loss.values()]).float()  # [4 + losses]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        weight, skipped, num_views, *values = sums.unbind()
+        weight, drawn, skipped, num_views, *values = sums.unbind()
+        self.skipped.settle(int(drawn), int(skipped), self.trainer)
         if weight == 0:
             raise ValueError(f"step {self.global_step}: no token of the batch carries a label; check data and seq_len")
         if self.vlm.num_encoder_passes is not None and num_views == 0:  # blank views alone: as if it had not been run
@@ -182,8 +184,7 @@ class Stage(LightningModule):
         torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], scale)
         for name, value in zip(self.step_loss, values):
             self.log(name, value / weight, prog_bar=True)  # the mean over all ranks and micro-batches
-        self.num_skipped += skipped
-        self.log("skipped", self.num_skipped)
+        self.log("skipped", float(self.skipped.num_skipped))
         self.log("lr", optimizer.param_groups[0]["lr"])
         norms = self.gradient_norms(optimizer)
         if (self.global_step + 1) % cast(Any, self.trainer).log_every_n_steps == 0:
@@ -192,7 +193,7 @@ class Stage(LightningModule):
         loss = float(torch.stack([value / weight for value in values]).sum())
         self.refuse_or_go(loss, float(norms.get("grad_norm", 0.0)), is_finite)
         self.step_weight, self.step_loss, self.step_ids = torch.zeros(()), {}, []
-        self.step_skipped = self.step_views = 0
+        self.step_views = 0
 
     def refuse_or_go(self, loss: float, norm: float, is_finite: bool) -> None:
         """Ask the guard; loss and norm are those of all ranks, so that all of them refuse together."""
@@ -237,16 +238,8 @@ class Stage(LightningModule):
         found = {f"grad_norm/{name}": square.sqrt() for name, square in norms.items()}
         return found | ({"grad_norm": torch.stack(list(norms.values())).sum().sqrt()} if norms else {})
 
-    def report_skipped(self, batch: Batch) -> None:
-        """Count samples that could not be used, and show each one: nothing is skipped silently."""
-        for reason in batch.skipped:
-            self.num_shown += 1
-            if self.num_shown <= 20:
-                print(f"skipped sample {reason}" + (f" (rank {self.global_rank})" if self.global_rank else ""))
-        self.step_skipped += len(batch.skipped)
-
     def on_train_end(self) -> None:
-        num = int(self.num_skipped)
+        num = self.skipped.num_skipped
         if num:
             self.print(f"{num} sample{'s' if num > 1 else ''} skipped in all")
 

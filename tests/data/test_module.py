@@ -12,6 +12,7 @@ from step3vl.data import Mixture, Processor, Source, TrainData
 from step3vl.data.loader import PackedBatches, ResumableLoader, StepLoader
 from step3vl.data.plan import SamplePlan
 from step3vl.data.shards import write_shards
+from step3vl.data.tar_index import index_file
 from step3vl.types import Batch, ImageSpec, Message, MultiCrop, Sample
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -163,6 +164,7 @@ def test_samples_that_cannot_be_used_are_named_and_training_goes_on(root, proces
     at = stored.index(b"\x89PNG")
     stored[at : at + 40] = bytes(40)
     shard.write_bytes(bytes(stored))
+    index_file(shard).unlink()
     batch = next(iter(loader(Mixture(tmp_path, {"b": Source("b-*.tar", 1.0)}), processor, 3, 1)))
     assert sorted(batch.sample_ids) == ["b1", "b2"]
     assert len(batch.skipped) == 1 and "b0" in batch.skipped[0] and "cannot be decoded" in batch.skipped[0]

@@ -42,7 +42,10 @@ def test_same_samples_give_the_same_bytes_and_counts(tmp_path):
         assert hashlib.sha256(data).hexdigest() == info.sha256 and len(data) == info.size_bytes
     assert infos[0][0].num_images == 6 and infos[0][0].num_turns == 3
     assert infos[0][0].num_text_bytes == 3 * (len("<image><image>Question 0?") + len("é0".encode()))
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [info.file for info in infos[0]]
+    files = [info.file for info in infos[0]]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(files + [f"{file}.idx.json" for file in files])
+    for file in files:
+        assert (tmp_path / f"a/{file}.idx.json").read_bytes() == (tmp_path / f"b/{file}.idx.json").read_bytes()
 
 
 def test_read_gives_back_what_was_written_in_any_order(shard):
@@ -150,7 +153,7 @@ def test_pickles_links_and_paths_do_nothing(tmp_path):
 
 def test_members_above_the_cap_are_broken_not_read(tmp_path, monkeypatch):
     path = raw(tmp_path / "big.tar", {"a.json": row(["0.png"]), "a.0.png": png(), "b.json": row([])})
-    monkeypatch.setattr("step3vl.data.tar_index.MAX_MEMBER_BYTES", 60)
+    monkeypatch.setattr("step3vl.data.tar_walk.MAX_MEMBER_BYTES", 60)
     assert "at most 60 are accepted" in index_shard(path).broken["a"]
 
 
@@ -195,7 +198,9 @@ def test_find_shards(shard, tmp_path):
     assert find_shards(tmp_path) == [shard]
     assert find_shards(str(tmp_path / "*.tar")) == [shard]
     assert find_shards(tmp_path / "**" / "*.tar") == [shard, tmp_path / "sub" / "b-000000.tar"]
-    with pytest.raises(ValueError, match=r"no shards match '.*c-\*.tar'; the folder .* holds a-000000.tar, sub/"):
+    with pytest.raises(
+        ValueError, match=r"no shards match '.*c-\*.tar'; the folder .* holds a-000000.tar, a-.*json, sub/"
+    ):
         find_shards(tmp_path / "c-*.tar")
     with pytest.raises(ValueError, match="does not exist"):
         find_shards(tmp_path / "nowhere" / "*.tar")

@@ -111,9 +111,9 @@ def test_frozen_parts_stay_and_groups_take_their_rate(small_corpus):
     assert {g["lr"] for g in optimizer.param_groups if any(n.startswith("decoder") for n in g["param_names"])} == {1e-4}
 
 
-def test_a_batch_without_labels_is_refused(small_corpus):
+def test_a_batch_without_labels_is_refused(small_corpus, tmp_path):
     with pytest.raises(ValueError, match="no token of the batch carries a label"):
-        run(small_corpus, samples=2, seq_len=8)
+        run(small_corpus, samples=2, seq_len=8, default_root_dir=tmp_path)
 
 
 def test_resumed_equals_uninterrupted(small_corpus, tmp_path):

@@ -88,7 +88,8 @@ def test_the_same_input_gives_the_same_bytes(place):
     for out in "ab":
         import_source(source, place / out, LABELS, options(place), samples_per_shard=4)
     names = sorted(path.name for path in (place / "a").iterdir())
-    assert names == ["import.json", "rejected.jsonl", *[f"vqa-mine-level0-00000{k}.tar" for k in range(3)]]
+    shards = [f"vqa-mine-level0-00000{k}.tar{end}" for k in range(3) for end in ("", ".idx.json")]
+    assert names == ["import.json", "rejected.jsonl", *shards]
     for name in names:
         assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes(), name
 
@@ -238,15 +239,14 @@ def test_an_import_where_all_is_refused_stops_early(place, monkeypatch):
 def test_a_folder_of_another_import_is_not_touched_unless_asked(place):
     source = write_lines(place / "a.jsonl", [llava(k) for k in range(5)])
     import_source(source, place / "out", LABELS, options(place), samples_per_shard=1)
-    for shard in find_shards(place / "out"):
-        ShardReader(shard)  # leaves an index beside it
+    assert all(shard.with_name(f"{shard.name}.idx.json").exists() for shard in find_shards(place / "out"))
     with pytest.raises(ValueError, match=r"already holds vqa-mine-level0-000000\.tar; each import has a folder"):
         import_source(source, place / "out", LABELS, options(place))
     other = Labels(domain="gui", subset="b", source="me")
     (place / "out/notes.txt").write_text("mine")
     import_source(source, place / "out", other, options(place), overwrite=True)
     names = sorted(path.name for path in (place / "out").iterdir())
-    assert names == ["gui-b-level0-000000.tar", "import.json", "notes.txt"]
+    assert names == ["gui-b-level0-000000.tar", "gui-b-level0-000000.tar.idx.json", "import.json", "notes.txt"]
     (place / "out/foreign.tar").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"holds foreign\.tar, which no import wrote"):
         import_source(source, place / "out", other, options(place), overwrite=True)
