@@ -33,7 +33,7 @@ def run(args: Sequence[str]) -> int:
     for title in ("benchmark", "A", "B", "B - A", "95 % interval", "p", "cases", "better", "worse"):
         table.add_column(title, justify="left" if title == "benchmark" else "right")
     for name in common:
-        found = difference(*(_means(rows[name]) for rows in (a, b)))
+        found = difference(_means(a[name]), _means(b[name]))
         table.add_row(
             name,
             f"{found.a:.3f}",

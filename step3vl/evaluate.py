@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from step3vl.evaluation import Benchmark, Case, KeptAnswers, Record, evaluate
 from step3vl.evaluation.answers import prompt_hash
 from step3vl.evaluation.gallery import write_gallery
 from step3vl.evaluation.report import write_report
+from step3vl.generation.client import ChatClient
 from step3vl.generation.sampler import Sampler
-from step3vl.types import Sampling
+from step3vl.types import Generator, Sampling
 from step3vl.weights.manifest import digest, read_manifest
 from step3vl.weights.runs import choose, folder_of, is_checkpoint, saved_steps
 
@@ -32,7 +34,10 @@ HARNESS = "step3vl"
 def run(args: Sequence[str]) -> int:
     """The verb. Mistakes are ValueErrors with one sentence."""
     parser = argparse.ArgumentParser(prog="step3vl eval")
-    parser.add_argument("checkpoint", type=Path, help="a run (runs/...), or an imported, exported or released folder")
+    parser.add_argument(
+        "checkpoint", help="a run (runs/...), an imported, exported or released folder, or a server's URL"
+    )
+    parser.add_argument("--model", default="", help="of a server: the name that it knows the model by")
     parser.add_argument(
         "--suite", default="report", help="card in configs/suite, or a file: report (default), ablations"
     )
@@ -65,17 +70,19 @@ def run(args: Sequence[str]) -> int:
         raise ConfigError("--tasks is for --harness lmms; here benchmarks are chosen by --suite and --only")
     suite = read_suite(options.suite, options.data_root, options.only, options.scale)
     sampling = read_sampling(options)
-    out = options.out or Path("evals", *[part for part in options.checkpoint.parts if part not in ("/", "..")])
-    vlm, processor = load_model(options.checkpoint)
-    model = model_hash(options.checkpoint)
-    sampler = Sampler(vlm, processor, batch_size=options.batch)
+    out, label = options.out or default_out(options.checkpoint), Path(options.checkpoint).name
+    generator, numbers = open_generator(options)
+    if is_server(options.checkpoint):
+        model, label = f"{options.checkpoint} {options.model}", options.model
+    else:
+        model = model_hash(Path(options.checkpoint))
     console, start_s = Console(), time.monotonic()
     records: list[Record] = []
     cases: dict[str, list[Case]] = {}
     hashes: dict[str, str] = {}
-    with fast_numbers(vlm):
+    with numbers:
         for name, benchmark in suite.items():
-            kept = KeptAnswers(sampler, out / "answers" / f"{name}.jsonl", model)
+            kept = KeptAnswers(generator, out / "answers" / f"{name}.jsonl", model)
             cases[name], seen = [], hashlib.sha256()
 
             def note(num: int, chunk: list[Case], name: str = name, seen: Any = seen) -> None:
@@ -93,7 +100,7 @@ def run(args: Sequence[str]) -> int:
                 console.print(f"{name}: {kept.num_kept} of the answers were kept from before", highlight=False)
     facts = {
         "command": "step3vl eval " + " ".join(args),
-        "label": options.checkpoint.name,
+        "label": label,
         "checkpoint": str(options.checkpoint),
         "model_hash": model,
         "suite": options.suite,
@@ -107,6 +114,9 @@ def run(args: Sequence[str]) -> int:
     }
     metrics = write_report(out, suite, records, facts, cases)
     print_scores(metrics)
+    failed = sum(record.error is not None for record in records)
+    if failed:
+        print(f"{failed} questions got no answer, and count as wrong; the same command asks them again")
     page = write_gallery(out / "report.html", suite, records, metrics)
     print(f"wrote {out / 'metrics.json'}, {out / 'cases.jsonl'}, {page}")
     return 0
@@ -120,13 +130,13 @@ def _run_lmms(options: argparse.Namespace) -> int:
     if not tasks:
         raise ConfigError("--harness lmms needs --tasks, e.g. --tasks mmstar,ocrbench")
     found = evaluate_with_lmms(
-        options.checkpoint, tasks, Path(options.data_root), options.limit, options.batch, options.max_new_tokens
+        Path(options.checkpoint), tasks, Path(options.data_root), options.limit, options.batch, options.max_new_tokens
     )
     for task, metrics in found["results"].items():
         for name, value in metrics.items():
             if isinstance(value, float | int) and "stderr" not in name:
                 print(f"{task}  {name.split(',')[0]}  {value:.4f}")
-    out = options.out or Path("evals", options.checkpoint.name)
+    out = options.out or default_out(options.checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     (out / "lmms_eval.json").write_text(
         json.dumps({"results": found["results"], "versions": found["versions"]}, default=str)
@@ -135,20 +145,40 @@ def _run_lmms(options: argparse.Namespace) -> int:
     return 0
 
 
+def is_server(checkpoint: str) -> bool:
+    return checkpoint.startswith(("http://", "https://"))
+
+
+def default_out(checkpoint: str) -> Path:
+    """evals/CHECKPOINT."""
+    return Path("evals", *[part for part in checkpoint.replace("://", "/").split("/") if part not in ("", ".", "..")])
+
+
+def open_generator(options: argparse.Namespace) -> tuple[Generator, AbstractContextManager]:
+    """Who answers, and the arithmetic to answer in."""
+    if is_server(options.checkpoint):
+        if not options.model:
+            raise ConfigError("a server needs --model, the name that it knows the model by")
+        return ChatClient(options.checkpoint, options.model, max_concurrent=4 * options.batch), nullcontext()
+    vlm, processor = load_model(options.checkpoint)
+    return Sampler(vlm, processor, batch_size=options.batch), fast_numbers(vlm)
+
+
 def read_suite(name: str, data_root: str, only: str = "", scale: str | None = None) -> dict[str, Benchmark]:
     """The benchmarks of a suite's card or file, or those of them that are named."""
     file = name if name.endswith(".yaml") else f"suite/{name}.yaml"
     if not name.endswith(".yaml") and not (CONFIGS / file).is_file():
-        cards = sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml"))
-        raise ConfigError(f"there is no suite {name!r}; {nearest(name, cards)}")
+        known = sorted(path.stem for path in (CONFIGS / "suite").glob("*.yaml"))
+        raise ConfigError(f"there is no suite {name!r}; {nearest(name, known)}")
     config = compose([file], [f"vars.data_root={data_root}", f"vars.corpus={data_root}"], scale).config
-    chosen = [word.strip() for word in only.split(",") if word.strip()] or list(config)
+    chosen: list[str] = [word.strip() for word in only.split(",") if word.strip()] or list(config)
     for word in chosen:
         if word not in config:
             raise ConfigError(f"--only: the suite has no benchmark {word!r}; {nearest(word, list(config))}")
     from jsonargparse import ArgumentParser
 
-    parser, cards = ArgumentParser(exit_on_error=False), {word: config[word] for word in chosen}
+    parser = ArgumentParser(exit_on_error=False)
+    cards = {word: config[word] for word in chosen}
     parser.add_argument("--suite", type=dict[str, Benchmark])
     check_classes(cards, "suite")
     check_types(cards, dict[str, Benchmark], "suite")

@@ -243,7 +243,12 @@ class Completion:
 
     text: str
     token_ids: list[int]
+    """Empty when the generator does not tell them."""
     truncated: bool
+    num_tokens: int = 0
+    """Length of the answer in tokens."""
+    error: str | None = None
+    """Why there is no answer: the generator failed, after its retries. Such an answer is not a wrong one."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -56,6 +56,8 @@ class KeptAnswers:
                 stream.write("\n")
             for group, completions in zip(keys, answered):
                 for key, completion in zip(group, completions):
+                    if completion.error is not None:
+                        continue  # asked again next time
                     self._found[key] = completion
                     stream.write(json.dumps({"key": key, **asdict(completion)}) + "\n")
         return answered

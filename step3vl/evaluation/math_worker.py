@@ -61,6 +61,7 @@ def end(pid, children):
 
 def serve(math_verify, connection, memory_mb):
     """Judge one answer after the other until the parent goes."""
+    os.nice(10)  # who keeps the clock must get the processor first
     if sys.platform == "linux":
         import ctypes
 
@@ -87,4 +88,5 @@ def judge(math_verify, text, gold):
         return False
 
 
-main()
+if __name__ == "__main__":
+    main()

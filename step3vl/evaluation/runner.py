@@ -40,6 +40,8 @@ class Record:
     """What answers that mean the same have in common."""
     num_tokens: int = 0
     """Tokens of the answer."""
+    error: str | None = None
+    """Why there is no answer; such a record counts as wrong, and is counted apart."""
 
 
 def mask_images(prompt: Prompt) -> Prompt:
@@ -87,7 +89,8 @@ def measure(
             group=case.group,
             sample=number,
             vote=benchmark.vote(case, completion.text),
-            num_tokens=len(completion.token_ids),
+            num_tokens=completion.num_tokens,
+            error=completion.error,
         )
         for case, group, without in zip(cases, seen, unseen)
         for number, completion in enumerate(group)

@@ -32,6 +32,8 @@ class Score:
     """Share of answers cut by max_new_tokens; above a few per cent the score measures the limit, not the model."""
     unreadable_rate: float
     """Share of answers in which the scorer found nothing of the expected form."""
+    failed_rate: float = 0.0
+    """Share of questions that got no answer at all, because the generator failed; the score is not to be used."""
     headline: float = 0.0
     """The benchmark's own number, where it is not the mean over cases (MMStar, MMVP)."""
     num_samples: int = 1
@@ -80,6 +82,7 @@ def summarise(records: Sequence[Record], majority: float, benchmark: Benchmark |
         num_cases=len(by_case),
         truncated_rate=float(np.mean([r.truncated for r in records])),
         unreadable_rate=float(np.mean([r.unreadable for r in records])),
+        failed_rate=float(np.mean([r.error is not None for r in records])),
         headline=benchmark.headline(records) if benchmark is not None else float(np.mean(values)),
         num_samples=num_samples,
         voted=float(np.mean([voted(group) for group in by_case.values()])) if num_samples > 1 else None,

@@ -114,7 +114,7 @@ class Sampler:
 
     def _completion(self, ids: list[int], rule: StopRule) -> Completion:
         spoken, truncated = rule.cut(ids)
-        return Completion(text=self.processor.decode(spoken), token_ids=ids, truncated=truncated)
+        return Completion(text=self.processor.decode(spoken), token_ids=ids, truncated=truncated, num_tokens=len(ids))
 
     def _complete(self, examples: list[Example], rule: StopRule, temperature: float, n: int) -> list[list[int]]:
         """Token ids of n continuations of each example, the continuations of one example side by side."""

@@ -77,7 +77,7 @@ def write_task(task: str, data_root: Path, folder: Path) -> str:
     if not found:
         raise ValueError(f"task {task}: {copy} has no parquet file of split {split!r}")
     local = f"{task}_local"
-    content = {"include": str(files[0]), "task": local, "dataset_path": "parquet", "dataset_name": None}
+    content: dict[str, Any] = {"include": str(files[0]), "task": local, "dataset_path": "parquet", "dataset_name": None}
     content["dataset_kwargs"] = {"data_files": {split: found}}
     (folder / f"{local}.yaml").write_text(yaml.safe_dump(content))
     return local

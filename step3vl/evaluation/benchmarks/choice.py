@@ -79,7 +79,7 @@ class MMBench(Choice):
     """MMBench EN, dev split, without circular passes and without a judge."""
 
     repo, config, split = "lmms-lab-encoder/MMBench", "en", "dev"
-    columns = ("index", "image", "question", "hint", "A", "B", "answer", "category")
+    columns: ClassVar[tuple[str, ...]] = ("index", "image", "question", "hint", "A", "B", "answer", "category")
 
     def read(self, row: Row, number: int) -> Case:
         options = columns_options(row, "ABCDE")
@@ -92,7 +92,7 @@ class MMBench(Choice):
 class CCBench(MMBench):
     """CCBench, questions on Chinese culture, with MMBench's columns."""
 
-    repo, config, split = "lmms-lab/CCBench", None, "test"
+    repo, config, split = "lmms-lab/CCBench", "", "test"
     columns = ("index", "image", "question", "A", "B", "answer", "category")
 
     def read(self, row: Row, number: int) -> Case:

@@ -20,6 +20,8 @@ from PIL import Image
 
 from step3vl.data.decode import open_image
 from step3vl.evaluation.benchmark import Benchmark, Case
+from step3vl.evaluation.extract import final_text
+from step3vl.evaluation.judge import Judge
 from step3vl.types import IMAGE_MARK, Message, Prompt
 
 Row = dict[str, Any]
@@ -36,7 +38,8 @@ class HubBenchmark(Benchmark):
 
     repo: ClassVar[str]
     """The dataset's name on the hub."""
-    config: ClassVar[str | None] = None
+    config: ClassVar[str] = ""
+    """Configuration of the dataset; "": it has one."""
     split: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
     """What a row must have."""
@@ -97,7 +100,7 @@ class HubBenchmark(Benchmark):
         folder = self.folder()
         found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
         here = [path.relative_to(folder) for path in found]
-        if self.config is not None:
+        if self.config:
             word = re.escape(self.config)
             named = [path for path in here if re.search(rf"(^|[/_.-]){word}([/_.-]|$)", path.as_posix())]
             here = named or here
@@ -109,6 +112,35 @@ class HubBenchmark(Benchmark):
                 f"data/{self.split}-00000-of-00001.parquet"
             )
         return [folder / path for path in chosen]
+
+
+class Judged(HubBenchmark):
+    """A benchmark that its authors score with a language model. Without one, rules decide, which is printed.
+
+    Args:
+        data_root, num_cases: as in HubBenchmark.
+        judge: asked about every answer that the rules do not find right; None: the rules alone.
+    """
+
+    def __init__(self, data_root: str, num_cases: int | None = None, judge: Judge | None = None):
+        super().__init__(data_root, num_cases)
+        self.judge = judge
+
+    def scores(self, pairs: Sequence[tuple[Case, str]]) -> list[float]:
+        found = [self.score(case, text) for case, text in pairs]
+        if self.judge is None:
+            return found
+        left = [i for i, (_, text) in enumerate(pairs) if found[i] < 1 and final_text(text)]
+        asked_of = [
+            (pairs[i][0].prompt.messages[-1].content, self.gold(pairs[i][0]), final_text(pairs[i][1])) for i in left
+        ]
+        for i, verdict in zip(left, self.judge.verify(asked_of) if left else []):
+            found[i] = 1.0 if verdict else found[i]
+        return found
+
+    def gold(self, case: Case) -> str:
+        """The right answer as a judge is told it."""
+        return case.answer
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -11,7 +11,7 @@ from step3vl.evaluation.extract import boxed, final_text, last_number, option_le
 from step3vl.evaluation.math_pool import verify
 
 from .choice import DIRECTLY, chosen
-from .hub import HubBenchmark, Row, asked, is_given, lettered, letters, listed, picture
+from .hub import HubBenchmark, Judged, Row, asked, is_given, lettered, letters, listed, picture
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 LETTER = "Answer the question with the option's letter from the given choices directly."
@@ -97,10 +97,10 @@ class MathVision(Mathematics):
         return found
 
 
-class MathVista(HubBenchmark):
-    """MathVista testmini (1,000): letters, whole numbers, decimals, lists; no judge extracts the answer.
+class MathVista(Judged):
+    """MathVista testmini (1,000): letters, whole numbers, decimals, lists.
 
-    The public harnesses let a language model find the answer in the text; ours takes the boxed, stated or last one.
+    The public harnesses let a language model find the answer in the text; the rules take the boxed, stated or last one.
     """
 
     repo, split = "AI4Math/MathVista", "testmini"

@@ -8,7 +8,7 @@ from step3vl.evaluation.benchmark import Case
 from step3vl.evaluation.extract import final_text
 
 from .choice import plain
-from .hub import HubBenchmark, Row, asked, picture
+from .hub import HubBenchmark, Judged, Row, asked, picture
 
 ARTICLES = {"a", "an", "the"}
 
@@ -36,8 +36,8 @@ class OCRBench(HubBenchmark):
         return float(any(fold(answer) in said for answer in case.gold["answers"]))
 
 
-class SimpleVQA(HubBenchmark):
-    """SimpleVQA (2,025 facts about pictures): equal after case, articles and punctuation; no judge."""
+class SimpleVQA(Judged):
+    """SimpleVQA (2,025 facts about pictures): equal after case, articles and punctuation, or to a judge."""
 
     repo, split = "m-a-p/SimpleVQA", "test"
     columns = ("image", "question", "answer")

@@ -4,8 +4,8 @@
 Expected answers never enter the sandbox: they are compared by the caller, with `same_value` or on the text printed.
 """
 
+from .execute import call, run
 from .isolation import is_isolated, missing_isolation
 from .outcome import Limits, Outcome, same_value
-from .execute import call, run
 
 __all__ = ["Limits", "Outcome", "call", "is_isolated", "missing_isolation", "run", "same_value"]

@@ -65,17 +65,12 @@ def call(
         return [refusal] * len(arguments_list)
     outcomes = []
     for arguments in arguments_list:
+        nonce = secrets.token_hex(16)
         try:
-            job = {
-                "code": code,
-                "function": function_name,
-                "arguments": list(arguments),
-                "nonce": secrets.token_hex(16),
-            }
-            text = json.dumps(job)
+            text = json.dumps({"code": code, "function": function_name, "arguments": list(arguments), "nonce": nonce})
         except TypeError as error:
             raise ValueError(f"call: arguments of {function_name} must be JSON values: {error}") from error
-        outcomes.append(_execute((_HERE / "harness.py").read_text(), b"", (job["nonce"], text), limits, isolated))
+        outcomes.append(_execute((_HERE / "harness.py").read_text(), b"", (nonce, text), limits, isolated))
     return outcomes
 
 
@@ -100,7 +95,7 @@ def _refuse(text: str, max_bytes: int = MAX_CODE_BYTES) -> Outcome | None:
 
 def _execute(code: str, stdin: bytes, harness: tuple[str, str] | None, limits: Limits, isolated: bool) -> Outcome:
     """One jail from beginning to end. `harness`: nonce of the value and the job as JSON, for `call`."""
-    python, nonce = getattr(sys, "_base_executable", sys.executable), secrets.token_hex(16)
+    python, nonce = os.path.realpath(getattr(sys, "_base_executable", sys.executable)), secrets.token_hex(16)
     names = ("stdout", "stderr", "status", *(["value"] if harness else []))
     with contextlib.ExitStack() as stack:
         folder = "/" if isolated else stack.enter_context(_folder(code))
@@ -195,7 +190,7 @@ def _judge(
         status = "timeout" if stopped == "timeout" else "output"
         limit = f"{limits.wall_s:g} s" if status == "timeout" else f"{limits.output_kb} KB of output"
         stderr += f"\nstopped: more than {limit}"
-    elif facts.get("memory") or _last_line(stderr).startswith("MemoryError"):
+    elif facts.get("memory") or (facts.get("exit") != 0 and _last_line(stderr).startswith("MemoryError")):
         status = "memory"
     elif facts.get("exit") in (-signal.SIGKILL, -signal.SIGXCPU) and facts["cpu"] >= limits.cpu_s * 0.95:
         status = "timeout"
@@ -224,8 +219,8 @@ def _last_line(text: str) -> str:
 
 def _places(python: str) -> dict[str, list[str]]:
     """What of this machine a program may read (libraries and the interpreter), and what is hidden within it."""
-    prefixes = dict.fromkeys([sys.base_prefix, sys.base_exec_prefix, str(Path(python).resolve().parents[1])])
-    folders = [*_SYSTEM, *(f"{prefix}/{part}" for prefix in prefixes for part in ("bin", "lib", "lib64"))]
+    prefixes = dict.fromkeys([sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1])])
+    folders = [*_SYSTEM, *(f"{prefix}/{part}" for prefix in prefixes for part in ("lib", "lib64"))]
     library = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = [f"{prefix}/lib/{library}/site-packages" for prefix in prefixes]
     packages += ["/usr/lib/python3/dist-packages", f"/usr/local/lib/{library}/dist-packages"]

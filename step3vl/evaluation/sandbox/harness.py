@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import types
+from typing import Any
 
 _JOB, _VALUE = 3, 4  # file descriptors set up by jail.py
 
@@ -26,7 +27,7 @@ def main():
     module = types.ModuleType("program")
     sys.modules["program"] = module
     exec(compile(job["code"], "program.py", "exec"), module.__dict__)
-    function = module
+    function: Any = module
     for name in job["function"].split("."):
         function = getattr(function() if isinstance(function, type) else function, name)
     message = (job["nonce"] + dumps(function(*job["arguments"]), default=plain) + "\n").encode()
@@ -36,4 +37,5 @@ def main():
     leave(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,9 @@ for path in ("/usr/x", "/x", "/dev/x", sys.base_prefix + "/x"):
         can.append(f"write {path}")
     except OSError:
         pass
+for _, place, _, flags, *_ in map(str.split, open("/proc/mounts")):
+    if place not in ("/tmp", "/proc") and "ro" not in flags.split(","):
+        can.append(f"write below {place}, were it another user")
 if [line.split(":")[0].strip() for line in open("/proc/net/dev").readlines()[2:]] not in ([], ["lo"]):
     can.append("reach the network (no network namespace)")
 children = []
@@ -47,8 +50,8 @@ print(json.dumps(can))
 @functools.cache
 def missing_isolation() -> tuple[str, ...]:
     """Why programs cannot be isolated here, a sentence each; empty where they can. Tried once a process."""
-    from .outcome import Limits
     from .execute import _execute
+    from .outcome import Limits
     from .syscalls import filter_program
 
     if sys.platform != "linux" or not hasattr(os, "pidfd_open"):

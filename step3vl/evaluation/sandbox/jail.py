@@ -18,7 +18,7 @@ import sys
 import time
 
 MOUNTS, UTS, IPC, USER, PIDS, NET = 0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000  # CLONE_NEW*
-READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18  # MS_*
+READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18  # MS_*
 MOUNT_SETATTR, PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
 DEATH_SIGNAL, DUMPABLE, SECCOMP, SUBREAPER, NO_NEW_PRIVILEGES = 1, 4, 22, 36, 38  # PR_SET_*
 NOBODY = 65534
@@ -144,8 +144,9 @@ def build_root(job):
     for folder in job["hidden"]:
         if os.path.isdir(folder):
             mount("hidden", folder, "tmpfs", READ_ONLY | NO_SUID | NO_DEV, "size=4k,mode=755")
-    for file in ("/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"):
+    for file in (job["argv"][0], "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"):
         if os.path.exists("/outside" + file):
+            os.makedirs(os.path.dirname(file), exist_ok=True)
             write(file, "")
             mount("/outside" + file, file, "", BIND)
             read_only(file, NO_SUID)
@@ -237,4 +238,5 @@ def report(status, job, **facts):
     os.write(status, (job["nonce"] + json.dumps(facts) + "\n").encode())
 
 
-main()
+if __name__ == "__main__":
+    main()
