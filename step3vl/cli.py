@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from step3vl.config import ConfigError, compose, nearest
 
@@ -18,6 +21,9 @@ train and measure (Lightning)
   test       score the suite:         step3vl test -c FILE --ckpt_path=last
   predict    answers of the suite:    step3vl predict -c FILE --ckpt_path=last
              --print_config shows the resolved run and stops; its output runs again by itself
+
+  eval CKPT --suite NAME              a model on the report's benchmarks, or any suite, from a folder of datasets
+  compare A B                         two evaluations, paired case by case
 
   chain FOLDER                        fit and test every numbered stage in order; finished ones are kept
 
@@ -40,6 +46,7 @@ data
                                       LLaVA, ShareGPT, Qwen-VL JSON or Hugging Face parquet as shards
   data validate PATH                  check shards, or a source before it is imported: file, line, field
   data view SHARD                     contact sheet PNG with boxes and points
+  data twins CORPUS OUT               generated cases in the columns of the published benchmarks
   data stats FOLDER                   domains, lengths, image tokens
 
 checkpoints
@@ -56,14 +63,49 @@ checkpoints
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; user errors print one sentence and return 2 (STEP3VL_TRACEBACK=1 shows where they arose)."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; user errors print one sentence and return 2 (STEP3VL_TRACEBACK=1 shows where they arose).
+
+    Args:
+        argv: the words of the command; None: those of this process, which ends here if it was one of several ranks.
+    """
+    if argv is not None:
+        return _run(list(argv))
+    try:
+        status = _run(sys.argv[1:])
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
+    if _was_rank():
+        leave(status)
+    return status
+
+
+def leave(status: int) -> NoReturn:
+    """End this process as Python would, but without taking torch's threads down, which can abort it (status 134)."""
+    for thread in threading.enumerate():  # a checkpoint that is being written
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _was_rank() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _run(args: list[str]) -> int:
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "140")  # tables in logs and pipes keep their numbers whole
     verbs = {"fit": _lightning, "validate": _lightning, "test": _lightning, "predict": _lightning}
     verbs |= {"chain": _chain, "ablate": _ablate, "data": _data, "info": _info}
     verbs |= {"import": _checkpoints, "export": _checkpoints, "make-tiny": _checkpoints}
-    verbs |= {"checkpoint": _saved}
+    verbs |= {"checkpoint": _saved, "eval": _eval, "compare": _compare}
     verbs |= {"ask": _ask, "plan": _plan, "slurm": _slurm}
     try:
         if not args or args[0] in ("-h", "--help"):
@@ -108,6 +150,18 @@ def _lightning(args: list[str]) -> int:
 
 def _saved(args: list[str]) -> int:
     from step3vl.checkpoints.saved import run
+
+    return run(args[1:])
+
+
+def _eval(args: list[str]) -> int:
+    from step3vl.evaluate import run
+
+    return run(args[1:])
+
+
+def _compare(args: list[str]) -> int:
+    from step3vl.compare import run
 
     return run(args[1:])
 
@@ -159,6 +213,10 @@ def _data(args: list[str]) -> int:
     stats.add_argument("folder", type=Path)
     stats.add_argument("--run", default=None, help="experiment whose processor counts tokens")
     stats.add_argument("--scale", default="tiny", help="scale of that experiment")
+    twins = verbs.add_parser("twins", help="small files in the columns of the published benchmarks, from a corpus")
+    twins.add_argument("corpus", type=Path)
+    twins.add_argument("out", type=Path, help="folder to write, a --data-root for step3vl eval")
+    twins.add_argument("--num", type=int, default=32, help="cases of each")
     importing.add_verbs(verbs)
     options = parser.parse_args(args[1:])
     if options.verb == "import":
@@ -172,6 +230,11 @@ def _data(args: list[str]) -> int:
         manifest = make_corpus(options.out, recipe, seed=options.seed, overwrite=options.overwrite)
         num_samples = sum(shard["num_samples"] for shard in manifest.shards)
         print(f"{num_samples:,} samples in {len(manifest.shards)} shards at {options.out}")
+    elif options.verb == "twins":
+        from step3vl.evaluation.benchmarks.twins import write_twins
+
+        files = write_twins(options.corpus, options.out, options.num)
+        print(f"{len(files)} benchmarks with up to {options.num} generated cases each in {options.out}")
     elif options.verb == "view":
         from step3vl.data.view import contact_sheet
 

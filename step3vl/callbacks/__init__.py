@@ -1,10 +1,11 @@
-"""What happens around a run: the start tables, speed, a few answers, saving before a job ends."""
+"""What happens around a run: start tables, speed, a few answers, saving, ranks that are lost."""
 
 from .answers import Answers
 from .checkpoints import Checkpoints
+from .heartbeat import Heartbeat
 from .progress import ProgressLines
 from .requeue import Requeue
 from .start import StartTables
 from .throughput import Throughput
 
-__all__ = ["Answers", "Checkpoints", "ProgressLines", "Requeue", "StartTables", "Throughput"]
+__all__ = ["Answers", "Checkpoints", "Heartbeat", "ProgressLines", "Requeue", "StartTables", "Throughput"]

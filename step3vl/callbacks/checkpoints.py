@@ -7,21 +7,23 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import FSDPStrategy
 
 from step3vl.saving import RunCheckpointIO
 from step3vl.saving.writer import prune
-from step3vl.weights.runs import FOLDER, saved_steps, step_name
+from step3vl.weights.runs import FOLDER, saved_steps, step_name, step_of
 
 
 class Checkpoints(Checkpoint):
     """Saves every so many steps, and at the end, to `checkpoints/step-N` in the run's folder.
 
     A checkpoint is written whole or not at all (`step3vl.saving`), and can be read on any number of ranks. A run that
-    begins anew puts checkpoints of an earlier run in its folder aside, to checkpoints.1, and says so.
+    begins anew puts checkpoints of an earlier run in its folder aside, to checkpoints.1, and says so; one that goes on
+    from an earlier checkpoint, or from one before a damaged one, does so with those that came after it.
 
     Args:
         every_n_steps: optimizer steps between saves.
@@ -42,7 +44,7 @@ class Checkpoints(Checkpoint):
         self.asynchronous = asynchronous
         self.folder: Path | None = None
         self.last_step = 0
-        self._states: list[dict[str, Any]] = []  # of the ranks' random numbers, until the first batch
+        self._states: list[dict[str, Any]] = []  # of the ranks' random numbers, as loaded
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.strategy, FSDPStrategy):
@@ -55,14 +57,14 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_step = trainer.global_step
-        if trainer.ckpt_path is None and trainer.is_global_zero and self.folder is not None:
-            put_aside(self.folder)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._states:  # now, as setting up has drawn numbers that the uninterrupted run drew long ago
-            if trainer.global_rank < len(self._states):
-                set_random_state(self._states[trainer.global_rank])
-            self._states = []
+        if trainer.is_global_zero and self.folder is not None:
+            path = None if trainer.ckpt_path is None else Path(trainer.ckpt_path).resolve()
+            is_own = path is not None and self.folder.resolve() in (path, path.parent, path / FOLDER)
+            put_aside(self.folder, after=trainer.global_step if is_own else None)
+        if trainer.global_rank < len(self._states):
+            first = GoOn(self._states[trainer.global_rank])
+            trainer.callbacks = [first, *trainer.callbacks]  # type: ignore[attr-defined]
+        self._states = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -97,10 +99,28 @@ class Checkpoints(Checkpoint):
         self._states = state_dict["random"]
 
 
+class GoOn(Callback):
+    """Sets random numbers when the first batch begins, before other callbacks draw any.
+
+    Not earlier, as setting up has drawn numbers that the uninterrupted run drew long ago.
+    """
+
+    def __init__(self, state: dict[str, Any]):
+        self.state: dict[str, Any] | None = state
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.state is not None:
+            set_random_state(self.state)
+            self.state = None
+
+
 def random_state() -> dict[str, Any]:
-    """The state of torch's and Python's random numbers on this rank, as tensors and ints."""
+    """The state of torch's, Python's and NumPy's random numbers on this rank, as tensors and plain numbers."""
     version, numbers, gauss = random.getstate()
+    numpy_state: Any = np.random.get_state()
+    kind, words, *rest = numpy_state
     state = {"torch": torch.get_rng_state(), "python": [version, torch.tensor(numbers), gauss]}
+    state["numpy"] = [kind, torch.from_numpy(words.astype(np.int64)), *rest]
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -111,19 +131,33 @@ def set_random_state(state: dict[str, Any]) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers.tolist()), gauss))
     torch.set_rng_state(state["torch"])
+    if "numpy" in state:
+        kind, words, *rest = state["numpy"]
+        np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def put_aside(folder: Path) -> None:
-    """Rename a folder of an earlier run's checkpoints, so that nothing goes on from them by mistake."""
-    found = saved_steps(folder)
+def put_aside(folder: Path, after: int | None = None) -> None:
+    """Move checkpoints of another run, or of steps that this one takes anew, so that nothing goes on from them.
+
+    Args:
+        folder: a run's folder of checkpoints.
+        after: keep those up to this step; None: none.
+    """
+    found = [path for path in saved_steps(folder) if after is None or (step_of(path) or 0) > after]
     if not found:
         return
     number = next(n for n in range(1, 10**6) if not folder.with_name(f"{FOLDER}.{n}").exists())
-    os.rename(folder, folder.with_name(f"{FOLDER}.{number}"))
+    target = folder.with_name(f"{FOLDER}.{number}")
+    target.mkdir()
+    for path in found:
+        os.rename(path, target / path.name)
     some = "1 checkpoint" if len(found) == 1 else f"{len(found)} checkpoints"
-    print(
-        f"{folder} held {some} of an earlier run, up to {found[0].name}; they are in {FOLDER}.{number} now "
-        "(--ckpt_path=last goes on from the newest instead)"
-    )
+    if after is None:
+        print(
+            f"{folder} held {some} of an earlier run, up to {found[0].name}; they are in {target.name} now "
+            "(--ckpt_path=last goes on from the newest instead)"
+        )
+    else:
+        print(f"{folder} held {some} after step {after}, from which this run goes on; they are in {target.name} now")

@@ -44,7 +44,13 @@ def folder_of(path: Path) -> Path:
     return path / FOLDER if (path / FOLDER).is_dir() else path
 
 
-def choose(path: Path, say: Callable[[str], None] = print) -> Path:
+def say_once(text: str) -> None:
+    """Print, on the first rank."""
+    if _num_ranks() == 1 or torch.distributed.get_rank() == 0:
+        print(text, flush=True)
+
+
+def choose(path: Path, say: Callable[[str], None] = say_once) -> Path:
     """The checkpoint at `path`, or the newest whole one of a run; its files have been compared with its manifest.
 
     Called by all ranks, it shares the reading among them.
@@ -84,6 +90,8 @@ def verify_together(folder: Path) -> None:
         manifest.verify(folder, (torch.distributed.get_rank(), num_ranks) if num_ranks > 1 else (0, 1))
     except Damaged as found:
         error = str(found)
+    except OSError as found:  # a disk that fails rarely says so with wrong bytes
+        error = f"{folder} cannot be read: {found}"
     if num_ranks > 1:
         errors: list[Any] = [None] * num_ranks
         torch.distributed.all_gather_object(errors, error)

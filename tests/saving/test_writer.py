@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from step3vl.saving import SaveFailed, Writer, read_checkpoint
+from step3vl.saving import Writer, read_checkpoint
 from step3vl.weights import open_source
 from step3vl.weights.manifest import NAME, Damaged, read_manifest, verify
 from step3vl.weights.runs import choose, saved_steps, step_name
@@ -24,7 +24,10 @@ def state(value: float = 1.0, seed: int = 0) -> dict:
     torch.manual_seed(seed)
     weight = torch.randn(40, 30) * value
     model = {"vlm.a": weight, "vlm.tied": weight, "vlm.b": torch.randn(7).bfloat16(), "vlm.none": torch.empty(0, 3)}
-    moments = {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(40, 30)}, 1: {"step": torch.tensor(3.0), "told": 5}}
+    moments = {
+        0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(40, 30)},
+        1: {"step": torch.tensor(3.0), "told": 5},
+    }
     groups = [{"lr": 0.1, "betas": (0.9, 0.95), "params": [0, 1], "param_names": ["a", "b"]}]
     rest = {"global_step": 3, "loops": {"fit_loop": {"done": 3}}, "callbacks": {"Random": {"state": torch.ones(5)}}}
     return {"state_dict": model, "optimizer_states": [{"state": moments, "param_groups": groups}], **rest}
@@ -104,7 +107,7 @@ def test_one_bit_anywhere_is_noticed_and_the_one_before_is_used(tmp_path):
 def test_missing_and_unfinished_checkpoints_are_refused_by_name(tmp_path):
     Writer().save(state(), tmp_path / step_name(1))
     (tmp_path / step_name(2)).mkdir()
-    with pytest.raises(Damaged, match="step-00000002 has no manifest.json: it was not written to its end"):
+    with pytest.raises(Damaged, match=r"step-00000002 has no manifest\.json: it was not written to its end"):
         choose(tmp_path / step_name(2))
     assert choose(tmp_path, lambda line: None) == tmp_path / step_name(1)
     (tmp_path / step_name(1) / "state.pt").unlink()
@@ -220,5 +223,6 @@ def test_killed_saves_leave_whole_checkpoints(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hundred_killed_saves_leave_whole_checkpoints(tmp_path):
+def test_a_hundred_killed_saves_leave_whole_checkpoints(tmp_path, record_property):
     killed_saves(tmp_path, 100)
+    record_property("figure", "R6 100 kills while saving: no checkpoint unusable, at most one save lost, no leftovers")
