@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from step3vl.callbacks.checkpoints import Checkpoints
 from step3vl.signals import EXIT_UNFINISHED, SignalNote, shield_forks
+from step3vl.stages.guard import Rewind
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 SCONTROL_S = 60
@@ -78,6 +79,8 @@ class Requeue(Callback):
         self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Rewind) and trainer.is_global_zero and job_id() is not None:
+            print(requeue(), flush=True)
         self._restore(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

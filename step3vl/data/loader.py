@@ -7,7 +7,7 @@ been consumed is the state of the plan after the last batch that was handed out.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,29 +56,44 @@ class PackedBatches(Dataset[Batch]):
 class StepLoader:
     """`num_steps` batches in order, from the plan's beginning; each iteration begins again."""
 
-    def __init__(self, batches: PackedBatches, plan: Plan, num_steps: int, num_workers: int = 0):
+    def __init__(
+        self,
+        batches: PackedBatches,
+        plan: Plan,
+        num_steps: int,
+        num_workers: int = 0,
+        left_out: Sequence[tuple[int, int]] = (),
+    ):
         self.batches, self.plan, self.num_steps, self.num_workers = batches, plan, num_steps, num_workers
+        self.left_out = list(left_out)
+        """Planned steps that are not handed out: (first, end) pairs, counted from the plan's beginning."""
         self._state = plan.state_dict()
 
     def __len__(self) -> int:
         return self.num_steps
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, _ in self._load(self._state, self.num_steps):
+        for batch, _, _ in self._load(self._state, self.num_steps):
             yield batch
 
-    def _load(self, state: dict[str, Any], num_steps: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        """Batches of `num_steps` steps from a state of the plan, each with the state after it."""
+    def _load(
+        self, state: dict[str, Any], num_steps: int, position: int = 0
+    ) -> Iterator[tuple[Batch, dict[str, Any], int]]:
+        """Batches of `num_steps` steps from a state of the plan, each with the state and the position after it."""
         self.plan.load_state_dict(state)
-        states: deque[dict[str, Any]] = deque()
+        after: deque[tuple[dict[str, Any], int]] = deque()
 
-        def steps() -> Iterator[Step]:
+        def steps(position: int) -> Iterator[Step]:
             for _ in range(num_steps):
+                while any(first <= position < end for first, end in self.left_out):
+                    next(self.plan)
+                    position += 1
                 step = next(self.plan)
-                states.append(self.plan.state_dict())
+                position += 1
+                after.append((self.plan.state_dict(), position))
                 yield step
 
-        sampler, num_workers = _Once(steps()), self.num_workers
+        sampler, num_workers = _Once(steps(position)), self.num_workers
         loader = DataLoader(
             self.batches,
             batch_size=None,
@@ -88,27 +103,38 @@ class StepLoader:
             generator=torch.Generator(),  # or a new epoch would draw from the training's random numbers
         )
         for batch in loader:
-            yield batch, states.popleft()
+            yield batch, *after.popleft()
 
 
 class ResumableLoader(StepLoader):
     """A StepLoader that goes on where it stopped: over epochs, and over restarts through Lightning's checkpoints.
 
     The state is what was handed out: steps, and the plan's own state. It does not depend on the number of ranks.
+
+    step: batches handed out since the run began.
+    position: the same, and those left out.
     """
 
-    def __init__(self, batches: PackedBatches, plan: Plan, num_steps: int, num_workers: int = 0):
-        super().__init__(batches, plan, num_steps, num_workers)
-        self.step = 0
+    def __init__(
+        self,
+        batches: PackedBatches,
+        plan: Plan,
+        num_steps: int,
+        num_workers: int = 0,
+        left_out: Sequence[tuple[int, int]] = (),
+    ):
+        super().__init__(batches, plan, num_steps, num_workers, left_out)
+        self.step = self.position = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, state in self._load(self._state, self.num_steps - self.step % self.num_steps):
+        num_steps = self.num_steps - self.step % self.num_steps
+        for batch, state, position in self._load(self._state, num_steps, self.position):
             self.step += 1
-            self._state = state
+            self._state, self.position = state, position
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "plan": self._state}
+        return {"step": self.step, "position": self.position, "plan": self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if "plan" not in state:
@@ -116,6 +142,7 @@ class ResumableLoader(StepLoader):
                 "the checkpoint's data state is of an older form and cannot be resumed; start from weights"
             )
         self.step, self._state = int(state["step"]), state["plan"]
+        self.position = int(state.get("position", self.step))
 
 
 class _Once:

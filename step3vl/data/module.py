@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 from lightning import LightningDataModule
 
+from step3vl.data.left_out import read_left_out
 from step3vl.data.loader import PackedBatches, ResumableLoader, StepLoader
 from step3vl.data.mixture import Mixture, Source, Unit
 from step3vl.data.packing import LossWeight
@@ -40,6 +42,8 @@ class TrainData(LightningDataModule):
         seed: Order of the samples.
         val_sources: What to validate on; none: no validation.
         val_samples: Samples of one validation pass, over all ranks.
+        left_out: Micro-batches that are drawn but not trained on: [first, end] pairs, counted from 0 at the run's
+            beginning, the end exclusive. A run whose guard rewinds adds its own, in left_out.json of its folder.
         max_skipped_share: Most of the samples drawn, as a share, that may turn out unusable; with more the run stops.
     """
 
@@ -59,6 +63,7 @@ class TrainData(LightningDataModule):
         seed: int = 0,
         val_sources: dict[str, Source] | None = None,
         val_samples: int = 0,
+        left_out: Sequence[tuple[int, int]] = (),
         max_skipped_share: float = 0.05,
     ):
         super().__init__()
@@ -86,6 +91,9 @@ class TrainData(LightningDataModule):
         if not 0 <= max_skipped_share <= 1:
             raise ValueError(f"max_skipped_share must lie in 0..1, got {max_skipped_share}")
         self.root, self.sources, self.seed = root, sources, seed
+        if any(not 0 <= first < end for first, end in left_out):
+            raise ValueError(f"left_out must be pairs [first, end] with 0 <= first < end, got {list(left_out)}")
+        self.left_out = [(first, end) for first, end in left_out]
         self.max_skipped_share = max_skipped_share
         self.seq_len, self.num_steps = seq_len, num_steps
         self.samples_per_step, self.rows_per_step = samples_per_step, rows_per_step
@@ -139,7 +147,8 @@ class TrainData(LightningDataModule):
         if self.mixture is None:
             raise RuntimeError("TrainData.setup('fit') must be called before train_dataloader()")
         plan = self._plan(self.mixture)
-        return ResumableLoader(self._batches(self.mixture), plan, self.num_steps, self.num_workers)
+        left_out = self.left_out + (read_left_out(self.trainer.default_root_dir) if self.trainer is not None else [])
+        return ResumableLoader(self._batches(self.mixture), plan, self.num_steps, self.num_workers, left_out)
 
     def val_dataloader(self) -> StepLoader | list[StepLoader]:
         if self.val_mixture is None:

@@ -8,6 +8,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 
+class Rewind(SystemExit):
+    """The run ends, to go on from its newest checkpoint without the data of the refused steps."""
+
+
 class Diverged(ValueError):
     """Too many steps were refused in a row; the run ends, and its last checkpoint is from before them."""
 
@@ -23,14 +27,18 @@ class Guard:
         spike_sigmas: refuse a step whose loss lies more than this many standard deviations above the mean of the last
             ones; None: only what is not finite is refused. 6 gives no false alarm on noise.
         window: accepted steps that mean and deviation are taken over; until half of them are there, nothing is a spike.
+        max_rewinds: how often a run may end with status 85 in place of an error, so that the same command, or a
+            requeued job, goes on from the newest checkpoint and leaves the data of the refused steps out.
     """
 
-    def __init__(self, stop_after: int = 5, spike_sigmas: float | None = None, window: int = 128):
+    def __init__(self, stop_after: int = 5, spike_sigmas: float | None = None, window: int = 128, max_rewinds: int = 0):
         if stop_after < 1 or window < 4:
             raise ValueError(f"guard: stop_after must be at least 1 and window at least 4, got {stop_after}, {window}")
         if spike_sigmas is not None and spike_sigmas <= 0:
             raise ValueError(f"guard: spike_sigmas must be above 0 or null, got {spike_sigmas}")
-        self.stop_after, self.spike_sigmas = stop_after, spike_sigmas
+        if max_rewinds < 0:
+            raise ValueError(f"guard: max_rewinds must be 0 or more, got {max_rewinds}")
+        self.stop_after, self.spike_sigmas, self.max_rewinds = stop_after, spike_sigmas, max_rewinds
         self.losses: deque[float] = deque(maxlen=window)
         self.num_in_a_row = self.num_refused = 0
 
@@ -45,9 +53,14 @@ class Guard:
             self.num_refused += 1
         return reason
 
+    @property
+    def is_over(self) -> bool:
+        """Whether too many steps were refused in a row."""
+        return self.num_in_a_row >= self.stop_after
+
     def check(self) -> None:
         """Raises Diverged when too many steps were refused in a row."""
-        if self.num_in_a_row >= self.stop_after:
+        if self.is_over:
             raise Diverged(
                 f"{self.num_in_a_row} steps in a row were refused (guard.stop_after), and the weights are from before; "
                 "look at the samples named above, lower the learning rate, or resume from an earlier checkpoint"

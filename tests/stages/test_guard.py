@@ -106,3 +106,54 @@ def test_refusals():
         Guard(stop_after=0)
     with pytest.raises(ValueError, match="spike_sigmas must be above 0 or null, got -1"):
         Guard(spike_sigmas=-1)
+
+
+def test_a_rewound_run_leaves_the_bad_data_out_and_goes_on(workplace, capsys, monkeypatch):
+    """Data of planned steps 4 and 5 make the loss infinite: the run ends, and goes on with those after them."""
+    from step3vl.ablation.plot import read_curve
+    from step3vl.cli import main
+
+    run = ["fit", "-c", "experiments/step3vl_10b/1_pretrain_phase1.yaml", "--scale=tiny", "--trainer.max_steps=8"]
+    run += ["--data.samples_per_step=4", "--data.val_sources=null", "--trainer.log_every_n_steps=1", "--ckpt_path=last"]
+    saves = "[{class_path: step3vl.callbacks.Checkpoints, init_args: {every_n_steps: 2}}]"
+    run += [f"--trainer.callbacks={saves}", "--model.guard.stop_after=2", "--model.guard.max_rewinds=1"]
+    assert main([*run, "--data.left_out=[[4, 6]]", "--trainer.default_root_dir=clean"]) == 0
+
+    from step3vl.data.loader import PackedBatches
+
+    number, read = [], PackedBatches.__getitem__
+
+    def poisoned_batch(self, step):
+        batch = read(self, step)
+        if "bad" in number and batch.sample_ids[0] in number[1]:
+            batch.loss_weights = batch.loss_weights * math.inf
+        return batch
+
+    ids: list[str] = []
+
+    def noted(self, step):
+        batch = read(self, step)
+        ids.append(batch.sample_ids[0])
+        return batch
+
+    monkeypatch.setattr(PackedBatches, "__getitem__", noted)
+    assert main([*run, "--trainer.default_root_dir=seen", "--trainer.max_steps=6"]) == 0
+    number += ["bad", set(ids[4:6])]
+    monkeypatch.setattr(PackedBatches, "__getitem__", poisoned_batch)
+    with pytest.raises(SystemExit) as end:
+        main([*run, "--trainer.default_root_dir=bad"])
+    assert end.value.code == 85
+    assert "micro-batches 4 to 5 (1 of 1 rewinds)" in capsys.readouterr().out
+    assert main([*run, "--trainer.default_root_dir=bad"]) == 0
+    clean, rewound = read_curve(workplace / "clean"), read_curve(workplace / "bad")
+    assert list(clean[1][4:]) == list(rewound[1][-4:]), "it did not go on with the data after the bad ones"
+
+
+def test_rewinds_are_counted_and_end():
+    with pytest.raises(ValueError, match="max_rewinds must be 0 or more"):
+        Guard(max_rewinds=-1)
+    guard = Guard(stop_after=2)
+    guard.judge(math.nan, 1.0)
+    assert not guard.is_over
+    guard.judge(math.nan, 1.0)
+    assert guard.is_over
