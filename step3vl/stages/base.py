@@ -19,18 +19,15 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from step3vl.data.left_out import leave_out, read_left_out
-from step3vl.data.loader import ResumableLoader
 from step3vl.data.processor import Processor
 from step3vl.evaluation import Benchmark, Case, Record, measure
 from step3vl.generation.sampler import Sampler
 from step3vl.models import VisionLanguageModel
 from step3vl.optim import ParamGroup, build_groups, freeze_parameters
 from step3vl.parallel import Blueprint, data_mesh, flat, has_no_memory, recompute, shard
-from step3vl.signals import EXIT_UNFINISHED
 from step3vl.types import IGNORE_INDEX, Batch, Sampling, WeightedSum
 
-from .guard import Guard, Rewind
+from .guard import Guard, rewind
 from .initial import load
 from .skipped import Skipped
 
@@ -211,26 +208,8 @@ class Stage(LightningModule):
         if not is_finite or math.isfinite(loss):  # the rank where it began, or all where no rank can tell
             print(f"samples of that step on rank {self.global_rank}: {', '.join(self.step_ids)}")
         if self.guard.is_over:
-            self.rewind()
+            rewind(self.guard, self.trainer)
         self.guard.check()
-
-    def rewind(self) -> None:
-        """End the run so that its next start leaves out the data of the refused steps, unless it did so too often."""
-        run, loader = self.trainer.default_root_dir, self.trainer.train_dataloader
-        done = len(read_left_out(run))
-        if done >= self.guard.max_rewinds or not isinstance(loader, ResumableLoader):
-            return
-        first = loader.position - self.guard.num_in_a_row * self.trainer.accumulate_grad_batches
-        self.trainer.strategy.barrier("rewind")  # all have counted the earlier ones
-        if self.trainer.is_global_zero:
-            leave_out(run, max(0, first), loader.position)
-            print(
-                f"{self.guard.num_in_a_row} steps in a row were refused: the same command with --ckpt_path=last goes "
-                f"on without their data, micro-batches {first} to {loader.position - 1} ({done + 1} of "
-                f"{self.guard.max_rewinds} rewinds)"
-            )
-        self.trainer.strategy.barrier("rewound")
-        raise Rewind(EXIT_UNFINISHED)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["guard"] = self.guard.state_dict()

@@ -7,6 +7,12 @@ from collections import deque
 from statistics import fmean, stdev
 from typing import Any
 
+from lightning.pytorch import Trainer
+
+from step3vl.data.left_out import leave_out, read_left_out
+from step3vl.data.loader import ResumableLoader
+from step3vl.signals import EXIT_UNFINISHED
+
 
 class Rewind(SystemExit):
     """The run ends, to go on from its newest checkpoint without the data of the refused steps."""
@@ -89,3 +95,21 @@ class Guard:
         self.losses.clear()
         self.losses.extend(state["losses"])
         self.num_in_a_row, self.num_refused = int(state["num_in_a_row"]), int(state["num_refused"])
+
+
+def rewind(guard: Guard, trainer: Trainer) -> None:
+    """End the run so that its next start leaves out the data of the refused steps, unless it did so too often."""
+    run, loader = trainer.default_root_dir, trainer.train_dataloader
+    done = len(read_left_out(run))
+    if done >= guard.max_rewinds or not isinstance(loader, ResumableLoader):
+        return
+    first = max(0, loader.position - guard.num_in_a_row * trainer.accumulate_grad_batches)
+    trainer.strategy.barrier("rewind")  # all have counted the earlier ones
+    if trainer.is_global_zero:
+        leave_out(run, first, loader.position)
+        print(
+            f"{guard.num_in_a_row} steps in a row were refused: the same command with --ckpt_path=last goes on without "
+            f"their data, micro-batches {first} to {loader.position - 1} ({done + 1} of {guard.max_rewinds} rewinds)"
+        )
+    trainer.strategy.barrier("rewound")
+    raise Rewind(EXIT_UNFINISHED)
