@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENV := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce tiny test check format bench clean
+.PHONY: help install reproduce tiny test soak check format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,12 @@ tiny: $(VENV)/ok ## both pre-training phases and both SFT stages at tiny scale, 
 
 test: $(VENV)/ok ## the test suite (about five minutes on two cores)
 	$(BIN)/python -m pytest -n 2
+
+SOAK_S := 7200
+SOAK_DIR :=
+soak: $(VENV)/ok ## the night's tests, ending with a table of figures (SOAK_S=7200 s of one run; SOAK_DIR=where to write)
+	STEP3VL_SOAK_S=$(SOAK_S) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/saving tests/data -m slow --timeout=7200 \
+		$(if $(SOAK_DIR),--basetemp=$(SOAK_DIR)/step3vl-soak)
 
 check: $(VENV)/ok ## formatting, lint, types
 	$(BIN)/ruff format --check .

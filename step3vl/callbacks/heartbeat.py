@@ -31,7 +31,7 @@ class Heartbeat(Callback):
     """On several ranks, each beats every few seconds; one that stops is named, and all others end with status 86.
 
     The first rank keeps the beats in a small store and judges the others, who judge the first. A process that was
-    started by this one and ended badly is noticed at the next beat. Time in which a rank was itself stopped (a
+    started by this one and ended badly is named two beats later. Time in which a rank was itself stopped (a
     suspended job) does not count against others. A rank that lives but computes for ever is not found: `timeout_s` of
     the strategy ends that.
 
@@ -127,6 +127,7 @@ class Watch:
         self.watched = list(range(1, num_ranks)) if rank == 0 else [0]
         self._beats = dict.fromkeys(self.watched, "")  # as last read: "number step host", and "done" at the end
         self._told: tuple[str, str] = ("", "")  # verdict, hurry
+        self._num_looks = dict.fromkeys(self.children, 0)  # at a child since it ended
         self._is_store_gone = False
         self._over = threading.Event()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._beat, self._judge)]
@@ -180,24 +181,26 @@ class Watch:
             seen = beats
             patience_s = 3 * self.every_s if hurry else self.timeout_s
             lost = [r for r in self.watched if silent_s[r] >= patience_s and not beats[r].endswith("done")]
-            ended = self._ended_children()
-            if ended:
-                self._end(ended)
-            elif verdict and not self._over.is_set():
+            if verdict and not self._over.is_set():
                 self._over.wait(2 * self.every_s)  # an error that all ranks have ends each of them by itself
                 if not self._over.is_set():
                     self._end(verdict)
+            elif ended := self._ended_child():
+                self._end(ended)
             elif self._is_store_gone and self.rank and not self._over.is_set():
                 self._end(f"{self._name(0)} is gone: its end of the connection is closed")
             elif lost:
                 self._end(f"{self._name(lost[0])} is silent for {silent_s[lost[0]]:.0f} s: dead, stopped or cut off")
 
-    def _ended_children(self) -> str | None:
+    def _ended_child(self) -> str | None:
+        """How a child ended badly; said at the fourth look, when the last that it had to say has been read."""
         for other, process in self.children.items():
             if process.poll() and not self._beats.get(other, "").endswith("done"):
-                code = process.returncode
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-                return f"{self._name(other)} {how}"
+                self._num_looks[other] += 1
+                if self._num_looks[other] >= 4:
+                    code = process.returncode
+                    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+                    return f"{self._name(other)} {how}"
         return None
 
     def _name(self, other: int) -> str:

@@ -69,7 +69,7 @@ class Guard:
         if self.is_over:
             raise Diverged(
                 f"{self.num_in_a_row} steps in a row were refused (guard.stop_after), and the weights are from before; "
-                "look at the samples named above, lower the learning rate, or resume from an earlier checkpoint"
+                "look at the samples named above; guard.max_rewinds or data.left_out leaves such data out"
             )
 
     def _reason(self, loss: float, norm: float) -> str | None:

@@ -162,6 +162,22 @@ def test_a_broken_connection_names_the_rank_that_broke_it(tmp_path):
         assert f"error: rank 2 on {socket.gethostname()}, last seen at step 7, is silent for" in ranks.said(rank)
 
 
+def test_a_failed_rank_does_not_hide_a_dead_one(tmp_path):
+    """Rank 1 fails and says so, rank 2 is dead, and rank 0 is done: it must not wait for rank 2."""
+
+    def act(rank, watch):
+        if rank == 1:
+            watch.fail(ValueError("no such thing"))
+        elif rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            watch.stop()
+
+    ranks = Ranks(tmp_path, act, timeout_s=1.0)
+    assert ranks.wait() == [EXIT_RANK_LOST, 0, -signal.SIGKILL]
+    assert "rank 2" in ranks.said(0)
+
+
 def test_the_same_error_on_all_ranks_is_not_talked_over(tmp_path):
     def act(rank, watch):
         watch.fail(ValueError("loss is not finite"))
