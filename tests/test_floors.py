@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1] / "step3vl"
 FLOORS = {
     0: {"types", "config", "precision", "parallel", "saving", "signals", "weights"},
     1: {"models", "data", "losses", "optim"},
-    2: {"generation", "evaluation"},
+    2: {"generation", "evaluation", "rewards", "rl"},
     3: {"stages", "callbacks"},
     4: {
         "ablation",
