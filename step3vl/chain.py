@@ -139,7 +139,7 @@ def plot_chain(out: Path, title: str, links: Sequence[Link]) -> None:
         right.plot(means, color="black", linewidth=3, marker="s", label="mean")
     right.set_xticks(range(len(links)), [link.file.stem.replace("_", "\n", 1) for link in links], fontsize=8)
     right.set(ylim=(0, 1), ylabel="score on held-out cases", title="After each stage; dotted: blind")
-    right.legend()
+    right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
