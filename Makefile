@@ -28,7 +28,7 @@ tiny: $(VENV)/ok ## both pre-training phases and both SFT stages at tiny scale, 
 	$(BIN)/step3vl data make corpus --scale tiny
 	$(BIN)/step3vl chain experiments/step3vl_10b --scale tiny
 
-test: $(VENV)/ok ## the test suite (about five minutes on two cores)
+test: $(VENV)/ok ## the test suite (about ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2
 
 SOAK_S := 7200

@@ -52,6 +52,10 @@ class Composed:
     """Comment beside a value, by key path, e.g. ("trainer", "max_steps")."""
 
 
+MAX_VALUES = 100_000
+"""Values of one file, with what its anchors repeat."""
+
+
 def compose(files: Sequence[str | Path], overrides: Sequence[str] = (), scale: str | None = None) -> Composed:
     """Merge `files` in order, then `overrides` ("a.b.c=value"), then resolve `${...}` over the whole.
 
@@ -114,16 +118,33 @@ def _find(name: str, here: Path, search: Sequence[Path], where: str) -> Path:
 
 
 def _load(path: Path, search: Sequence[Path]) -> Block:
+    if path in _loading:
+        raise ConfigError(f"{path}: the file is its own base, through {' -> '.join(p.name for p in _loading)}")
+    _loading.append(path)
+    try:
+        return _load_new(path, search)
+    finally:
+        _loading.pop()
+
+
+_loading: list[Path] = []
+"""Files that are being read, each because the one before it names it."""
+
+
+def _load_new(path: Path, search: Sequence[Path]) -> Block:
     try:
         lines = path.read_text(encoding="utf-8")
         node = yaml.compose(lines, Loader=_Loader)
+        _check_size(node, str(path))
+        data = _construct(node, lines.splitlines(), path) if node is not None else Block()
+    except RecursionError:
+        raise ConfigError(f"{path}: values are nested too deep") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{at}: not YAML ({getattr(error, 'problem', error)})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    data = _construct(node, lines.splitlines(), path) if node is not None else Block()
     if not isinstance(data, Block):
         raise ConfigError(f"{path}: the file must hold a mapping, it holds a {type(data).__name__}")
     block = _expand(data, path.parent, search, str(path))
@@ -233,9 +254,30 @@ _Loader.add_implicit_resolver(
 def _parse_value(text: str, key: str) -> Any:
     try:
         node = yaml.compose(text, Loader=_Loader)
+        _check_size(node, f"--{key}")
+        return None if node is None else _construct(node, [], Path(f"--{key}"))
+    except RecursionError:
+        raise ConfigError(f"--{key}: values are nested too deep") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"--{key}: {text!r} is not a YAML value ({getattr(error, 'problem', error)})") from None
-    return None if node is None else _construct(node, [], Path(f"--{key}"))
+        raise ConfigError(f"--{key}: {text[:80]!r} is not a YAML value ({getattr(error, 'problem', error)})") from None
+
+
+def _check_size(root: yaml.Node | None, where: str) -> None:
+    """Raises ConfigError when anchors repeat one another beyond MAX_VALUES, or one is inside of itself."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = 0  # being counted
+            children = node.value if isinstance(node.value, list) else []
+            flat = [child for item in children for child in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + sum(size(child) for child in flat)
+        elif sizes[id(node)] == 0:
+            raise ConfigError(f"{where}: an anchor is used inside of itself")
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MAX_VALUES:
+        raise ConfigError(f"{where}: it stands for {size(root):,} values; at most {MAX_VALUES:,} are read")
 
 
 def _construct(node: yaml.Node, lines: list[str], path: Path) -> Any:

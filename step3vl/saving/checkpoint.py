@@ -7,6 +7,7 @@ weights_only.
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ def read_checkpoint(
     """
     source, like = Pieces(folder), model or {}
     names = list(source.keys())
-    checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{folder / REST} holds more than plain data, and reading it could run code") from None
     checkpoint["state_dict"] = {
         name.removeprefix(MODEL): read_like(source, name, like.get(name.removeprefix(MODEL)))
         for name in names

@@ -58,10 +58,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         written, number = manifest.pop("self"), manifest["format"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Damaged(f"{file} is damaged: it cannot be read") from None
     if _checksum(manifest) != written:
         raise Damaged(f"{file} is damaged: its checksum differs")
+    if any(Path(name).name != name for name in manifest["files"]):
+        raise Damaged(f"{file} names a file outside of the checkpoint")
     if number > FORMAT:
         raise ValueError(f"{folder} has format {number}, this release reads up to {FORMAT}; use a newer release")
     return manifest

@@ -227,7 +227,7 @@ def _parse_header(stream: BinaryIO, file: Path, size: int) -> tuple[dict[str, An
     length = int.from_bytes(first, "little")
     header = None
     if len(first) == 8 and length <= min(size - 8, MAX_HEADER_BYTES):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             header = json.loads(stream.read(length))
     if isinstance(header, dict):
         return header, 8 + length

@@ -14,6 +14,8 @@ from step3vl.evaluation.scorers import SCORERS, score_answer
 from step3vl.types import Message, Prompt, Region
 
 PHRASINGS = Path(__file__).parent / "phrasings"
+LIMIT_S = 2.0
+"""Ten times what is promised on an idle machine; what an expression that backtracks needs is minutes."""
 
 
 def rows(name):
@@ -147,7 +149,7 @@ def slowest(texts, functions):
             start = time.thread_time()
             function(text)
             seconds = time.thread_time() - start
-            assert seconds <= 0.2, (seconds, function, text[:60], len(text))
+            assert seconds <= LIMIT_S, (seconds, function, text[:60], len(text))
             worst = max(worst, seconds)
     return worst
 

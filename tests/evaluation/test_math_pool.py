@@ -116,7 +116,7 @@ def test_what_is_not_read(pool):
     answers = ["", "   ", "x" * (1 << 20), "4" * (MAX_CHARACTERS + 1), "<think>4", "<think>4</think>"]
     start = time.monotonic()
     assert pool.verify([(answer, "4") for answer in answers]) == [False] * len(answers)
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 2, "it was read"
     assert pool.verify([("<think>5</think> \\boxed{4}", "4"), ("<think>4</think> \\boxed{5}", "4")]) == [True, False]
     assert pool.verify([("$(1,2)$", "(1,2)"), ("$(1,2)$", "$(1,2)$")]) == [True, True], "gold is read as LaTeX"
     assert pool.verify([]) == []
