@@ -33,6 +33,80 @@ HARNESS = "step3vl"
 
 def run(args: Sequence[str]) -> int:
     """The verb. Mistakes are ValueErrors with one sentence."""
+    options = _parser().parse_args(args)
+    for name in ("samples", "limit", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} is {value}; accepted is 1 or more")
+    if options.harness == "lmms":
+        return _run_lmms(options)
+    if options.tasks:
+        raise ConfigError("--tasks is for --harness lmms; here benchmarks are chosen by --suite and --only")
+    suite = read_suite(options.suite, options.data_root, options.only, options.scale)
+    sampling, start_s = read_sampling(options), time.monotonic()
+    out = options.out or default_out(options.checkpoint)
+    generator, numbers = open_generator(options)
+    is_served = is_server(options.checkpoint)
+    model = f"{options.checkpoint} {options.model}" if is_served else model_hash(Path(options.checkpoint))
+    with numbers:
+        records, cases, hashes = answer(suite, generator, sampling, out / "answers", model, options)
+    facts = {
+        "command": "step3vl eval " + " ".join(args),
+        "label": options.model if is_served else Path(options.checkpoint).name,
+        "checkpoint": options.checkpoint,
+        "model_hash": model,
+        "suite": options.suite,
+        "scale": options.scale,
+        "limit": options.limit,
+        "preset": options.preset,
+        "sampling": asdict(sampling),
+        "harness": HARNESS,
+        "data_hashes": hashes,
+        "seconds": round(time.monotonic() - start_s, 1),
+    }
+    metrics = write_report(out, suite, records, facts, cases)
+    print_scores(metrics)
+    failed = sum(record.error is not None for record in records)
+    if failed:
+        print(f"{failed} questions got no answer, and count as wrong; the same command asks them again")
+    page = write_gallery(out / "report.html", suite, records, metrics)
+    print(f"wrote {out / 'metrics.json'}, {out / 'cases.jsonl'}, {page}")
+    return 0
+
+
+def answer(
+    suite: dict[str, Benchmark],
+    generator: Generator,
+    sampling: Sampling,
+    folder: Path,
+    model: str,
+    options: argparse.Namespace,
+) -> tuple[list[Record], dict[str, list[Case]], dict[str, str]]:
+    """Ask every benchmark's cases. Returns the answers, and by benchmark the cases without images and their hash."""
+    console, start_s = Console(), time.monotonic()
+    records: list[Record] = []
+    cases: dict[str, list[Case]] = {}
+    hashes: dict[str, str] = {}
+    for name, benchmark in suite.items():
+        kept = KeptAnswers(generator, folder / f"{name}.jsonl", model)
+        asked: list[Case] = []
+        seen = hashlib.sha256()
+
+        def note(num: int, chunk: list[Case], name: str = name, asked: list[Case] = asked, seen: Any = seen) -> None:
+            for case in chunk:
+                seen.update(f"{case.id} {case.answer} {prompt_hash(case.prompt)}".encode())
+                asked.append(case.without_images())
+            console.print(f"{name}: {num} cases, {time.monotonic() - start_s:.0f} s", highlight=False)
+
+        blind, limit = not options.no_blind, options.limit
+        records += evaluate(name, benchmark, kept, sampling, options.samples, limit, blind, 4 * options.batch, note)
+        cases[name], hashes[name] = asked, seen.hexdigest()[:16]
+        if kept.num_kept:
+            console.print(f"{name}: {kept.num_kept} of the answers were kept from before", highlight=False)
+    return records, cases, hashes
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="step3vl eval")
     parser.add_argument(
         "checkpoint", help="a run (runs/...), an imported, exported or released folder, or a server's URL"
@@ -59,67 +133,7 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--harness", default=HARNESS, choices=[HARNESS, "lmms"], help="whose prompts and scorers")
     parser.add_argument("--tasks", default="", help="with --harness lmms: its tasks, separated by commas")
     parser.add_argument("--out", type=Path, default=None, help="folder of results; default: evals/CHECKPOINT")
-    options = parser.parse_args(args)
-    for name in ("samples", "limit", "batch"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} is {value}; accepted is 1 or more")
-    if options.harness == "lmms":
-        return _run_lmms(options)
-    if options.tasks:
-        raise ConfigError("--tasks is for --harness lmms; here benchmarks are chosen by --suite and --only")
-    suite = read_suite(options.suite, options.data_root, options.only, options.scale)
-    sampling = read_sampling(options)
-    out, label = options.out or default_out(options.checkpoint), Path(options.checkpoint).name
-    generator, numbers = open_generator(options)
-    if is_server(options.checkpoint):
-        model, label = f"{options.checkpoint} {options.model}", options.model
-    else:
-        model = model_hash(Path(options.checkpoint))
-    console, start_s = Console(), time.monotonic()
-    records: list[Record] = []
-    cases: dict[str, list[Case]] = {}
-    hashes: dict[str, str] = {}
-    with numbers:
-        for name, benchmark in suite.items():
-            kept = KeptAnswers(generator, out / "answers" / f"{name}.jsonl", model)
-            cases[name], seen = [], hashlib.sha256()
-
-            def note(num: int, chunk: list[Case], name: str = name, seen: Any = seen) -> None:
-                for case in chunk:
-                    seen.update(f"{case.id} {case.answer} {prompt_hash(case.prompt)}".encode())
-                    cases[name].append(case.without_images())
-                console.print(f"{name}: {num} cases, {time.monotonic() - start_s:.0f} s", highlight=False)
-
-            blind, limit = not options.no_blind, options.limit
-            records += evaluate(
-                name, benchmark, kept, sampling, options.samples, limit, blind, 4 * options.batch, done=note
-            )
-            hashes[name] = seen.hexdigest()[:16]
-            if kept.num_kept:
-                console.print(f"{name}: {kept.num_kept} of the answers were kept from before", highlight=False)
-    facts = {
-        "command": "step3vl eval " + " ".join(args),
-        "label": label,
-        "checkpoint": str(options.checkpoint),
-        "model_hash": model,
-        "suite": options.suite,
-        "scale": options.scale,
-        "limit": options.limit,
-        "preset": options.preset,
-        "sampling": asdict(sampling),
-        "harness": HARNESS,
-        "data_hashes": hashes,
-        "seconds": round(time.monotonic() - start_s, 1),
-    }
-    metrics = write_report(out, suite, records, facts, cases)
-    print_scores(metrics)
-    failed = sum(record.error is not None for record in records)
-    if failed:
-        print(f"{failed} questions got no answer, and count as wrong; the same command asks them again")
-    page = write_gallery(out / "report.html", suite, records, metrics)
-    print(f"wrote {out / 'metrics.json'}, {out / 'cases.jsonl'}, {page}")
-    return 0
+    return parser
 
 
 def _run_lmms(options: argparse.Namespace) -> int:

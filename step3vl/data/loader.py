@@ -115,16 +115,7 @@ class ResumableLoader(StepLoader):
     position: the same, and those left out.
     """
 
-    def __init__(
-        self,
-        batches: PackedBatches,
-        plan: Plan,
-        num_steps: int,
-        num_workers: int = 0,
-        left_out: Sequence[tuple[int, int]] = (),
-    ):
-        super().__init__(batches, plan, num_steps, num_workers, left_out)
-        self.step = self.position = 0
+    step = position = 0
 
     def __iter__(self) -> Iterator[Batch]:
         num_steps = self.num_steps - self.step % self.num_steps

@@ -24,26 +24,7 @@ class WarmupCosine(LambdaLR):
         min_lr_ratio: floor as a share of the peak.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0):
-        _check(total_steps, warmup_steps, min_lr_ratio=min_lr_ratio)
-
-        def factor(step: int) -> float:
-            if step < warmup_steps:
-                return (step + 1) / warmup_steps
-            return _descend(step, warmup_steps, total_steps, 1.0, min_lr_ratio, "cosine")
-
-        super().__init__(optimizer, factor)
-
-
-class WarmupLinear(LambdaLR):
-    """Linear warm-up, then a straight line down to `min_lr_ratio` of the peak at `total_steps`.
-
-    Args:
-        optimizer: given by the stage.
-        total_steps: optimizer steps of the run.
-        warmup_steps: steps from 0 to the peak.
-        min_lr_ratio: floor as a share of the peak.
-    """
+    shape = "cosine"
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, min_lr_ratio: float = 0.0):
         _check(total_steps, warmup_steps, min_lr_ratio=min_lr_ratio)
@@ -51,9 +32,15 @@ class WarmupLinear(LambdaLR):
         def factor(step: int) -> float:
             if step < warmup_steps:
                 return (step + 1) / warmup_steps
-            return _descend(step, warmup_steps, total_steps, 1.0, min_lr_ratio, "linear")
+            return _descend(step, warmup_steps, total_steps, 1.0, min_lr_ratio, self.shape)
 
         super().__init__(optimizer, factor)
+
+
+class WarmupLinear(WarmupCosine):
+    """As WarmupCosine, with a straight line in place of the half cosine."""
+
+    shape = "linear"
 
 
 class WarmupConstant(LambdaLR):

@@ -219,3 +219,11 @@ def test_a_limit_reads_no_further(twins):
     window = benchmarks.LiveCodeBench(str(twins), first_date="2025-02-01", last_date="2025-03-31")
     if ISOLATED:
         assert 0 < len(window.cases()) < NUM
+
+
+def test_a_program_may_import_from_the_future(twins):
+    """Such imports must come first, also before what solutions may use unimported."""
+    made = benchmark("HumanEvalV", twins)
+    case = made.cases(1)[0]
+    code = right(case).replace("def solution", "from __future__ import annotations\ndef solution")
+    assert made.score(case, code) == 1.0

@@ -11,10 +11,11 @@ import base64
 import io
 import json
 import pickle
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from step3vl.evaluation.benchmark import Case
 from step3vl.evaluation.extract import code_block
@@ -22,9 +23,6 @@ from step3vl.evaluation.sandbox import Limits, call, missing_isolation, run, sam
 from step3vl.types import Message
 
 from .hub import HubBenchmark, Row, asked, picture
-
-if TYPE_CHECKING:
-    from .twins import Corpus
 
 SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
@@ -98,7 +96,7 @@ class Programs(HubBenchmark):
 
     def passes(self, case: Case, code: str) -> bool:
         """Whether a program passes all tests of a case."""
-        function, tests, code = case.gold["function"], case.gold["tests"], PRELUDE + code
+        function, tests, code = case.gold["function"], case.gold["tests"], with_prelude(code)
         if function is None:
             outcomes = (run(code, given, self.limits) for given, _ in tests)
             return all(o.status == "ok" and same_output(o.stdout, gold) for o, (_, gold) in zip(outcomes, tests))
@@ -176,6 +174,12 @@ class HumanEvalV(Programs):
 # ------------------------------------------------------------------------------------------------ tests
 
 
+def with_prelude(code: str) -> str:
+    """A program behind PRELUDE; its imports from __future__ must stay first."""
+    first = re.compile(r"^from __future__ import .*$", re.MULTILINE)
+    return "\n".join([*first.findall(code), PRELUDE, first.sub("", code)])
+
+
 def same_output(said: str, gold: str) -> bool:
     """Equal line by line but for spaces at the ends; numbers in equal places may be written in another way."""
     lines = [[line.strip() for line in text.strip().splitlines()] for text in (said, gold)]
@@ -237,55 +241,3 @@ def asserted(script: str) -> tuple[str, list[tuple[list[Any], Any]]]:
     if len(names) != 1:
         raise ValueError(f"a test script must test one function, this one tests {sorted(names) or 'none'}")
     return names.pop(), tests
-
-
-# ------------------------------------------------------------------------------------------------ twins
-
-
-def livecodebench_rows(corpus: Corpus, num: int) -> list[Row]:
-    """Sums and products, for stdin and as a method; hidden tests packed as the dataset packs them."""
-    rows: list[Row] = []
-    for i in range(num):
-        pairs = [(n, n + i) for n in (1, 4, 9)]
-        sign, answer = ("+", sum) if i % 2 else ("*", lambda pair: pair[0] * pair[1])
-        as_method = i % 4 > 1
-        tests = [
-            {
-                "input": f"{a}\n{b}" if as_method else f"{a} {b}\n",
-                "output": str(answer((a, b))),
-                "testtype": "functional" if as_method else "stdin",
-            }
-            for a, b in pairs
-        ]
-        packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests[1:])))).decode()
-        rows.append(
-            {
-                "question_id": f"twin_{i}",
-                "question_content": f"Given two whole numbers a and b, give a {sign} b.",
-                "starter_code": "class Solution:\n    def answer(self, a: int, b: int) -> int:" if as_method else "",
-                "public_test_cases": json.dumps(tests[:1]),
-                "private_test_cases": packed,
-                "metadata": json.dumps({"func_name": "answer"} if as_method else {}),
-                "contest_date": f"2025-0{1 + i % 6}-01T00:00:00",
-                "difficulty": ("easy", "medium", "hard")[i % 3],
-            }
-        )
-    return rows
-
-
-def humaneval_v_rows(corpus: Corpus, num: int) -> list[Row]:
-    """Functions that name what a picture shows."""
-    from .twins import png, words_of
-
-    rows: list[Row] = []
-    for i, sample in enumerate(corpus.samples("grounding-count-level2", num)):
-        rows.append(
-            {
-                "qid": f"q{i}",
-                "diagram": png(sample.images[0]),
-                "function_signature": f'def solution(n: int) -> int:\n    """{words_of(sample)} Times n."""',
-                "test_script": f"def test():\n    assert solution(1) == {sample.answer}\n"
-                f"    assert solution(3) == {3 * int(sample.answer or 0)}\n",
-            }
-        )
-    return rows

@@ -6,23 +6,14 @@ benchmark whose columns it has.
 
 from __future__ import annotations
 
-import io
 import json
-import random
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
-
-from step3vl.data.shards import ShardReader, find_shards
-from step3vl.types import IMAGE_MARK, Sample
 
 from . import choice, counting, mathematics, pointing, programs, reading, reasoning
-from .hub import HubBenchmark, Row, letters
-
-SEED = 0
+from . import twin_rows as made
+from .hub import HubBenchmark, Row
+from .twin_source import Corpus
 
 
 def write_twins(corpus: Path, out: Path, num_cases: int = 32, only: Iterable[str] = ()) -> list[Path]:
@@ -43,8 +34,6 @@ def _write(kind: type[HubBenchmark], rows: list[Row], out: Path) -> Path:
     config = [kind.config] if kind.config else []
     folder = out.joinpath(kind.repo, *config, "data")
     folder.mkdir(parents=True, exist_ok=True)
-    if any(isinstance(value, Path) for row in rows for value in row.values()):
-        raise ValueError("rows must not hold paths")
     if kind is choice.AllAngles:  # images lie beside its rows
         for row in rows:
             for name, data in row.pop("files").items():
@@ -64,367 +53,30 @@ def _write(kind: type[HubBenchmark], rows: list[Row], out: Path) -> Path:
     return file
 
 
-class Corpus:
-    """Held-out samples of the generated corpus by subset, in a fixed order."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def samples(self, subset: str, num: int) -> list[Sample]:
-        """The first samples of a subset, e.g. "vqa-choice-level2"; again from the first when there are too few."""
-        files = find_shards(str(self.root / "test" / f"{subset}-*.tar"))
-        readers = [ShardReader(file) for file in files]
-        places = [(reader, i) for reader in readers for i in range(len(reader))]
-        if not places:
-            raise ValueError(f"{self.root} has no test samples {subset}; make it with step3vl data make")
-        return [reader.read(i) for reader, i in (places[n % len(places)] for n in range(num))]
-
-
-# ------------------------------------------------------------------------------------------------ rows
-
-
-def png(image: Image.Image) -> dict[str, Any]:
-    """An image as `datasets` stores it in parquet."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": "image.png"}
-
-
-def words_of(sample: Sample) -> str:
-    """The question without image marks."""
-    return sample.conversation[-1].content.replace(IMAGE_MARK, "").strip()
-
-
-def options_of(sample: Sample) -> tuple[str, list[str]]:
-    """Question and options of a multiple-choice sample."""
-    question, *lines = words_of(sample).split("\n")
-    return question, [re.sub(r"^[A-Z]\. ", "", line) for line in lines]
-
-
-def four_of(sample: Sample, others: Sequence[Sample], rng: random.Random) -> tuple[list[str], str]:
-    """Four options, the right one among them, and its letter."""
-    wrong = sorted({str(other.answer) for other in others} - {str(sample.answer)})
-    options = [str(sample.answer), *rng.sample(wrong, 3)]
-    rng.shuffle(options)
-    return options, letters(4)[options.index(str(sample.answer))]
-
-
-def choice_rows(subset: str) -> Callable[[Corpus, int], list[tuple[Sample, str, list[str]]]]:
-    def make(corpus: Corpus, num: int) -> list[tuple[Sample, str, list[str]]]:
-        return [(sample, *options_of(sample)) for sample in corpus.samples(subset, num)]
-
-    return make
-
-
-def mmstar(corpus: Corpus, num: int) -> list[Row]:
-    kinds = ("recognition", "localization", "object counting")
-    return [
-        {
-            "index": i,
-            "image": png(sample.images[0]),
-            "question": f"{question}\nOptions: " + ", ".join(f"{x}: {o}" for x, o in zip(letters(4), options)),
-            "answer": sample.answer,
-            "category": "fine-grained perception",
-            "l2_category": kinds[i % 3],
-        }
-        for i, (sample, question, options) in enumerate(choice_rows("vqa-choice-level1")(corpus, num))
-    ]
-
-
-def mmbench(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {
-            "index": i,
-            "image": png(sample.images[0]),
-            "question": question,
-            "hint": "nan" if i % 2 else "Look at the whole image.",
-            **dict(zip("ABCD", options)),
-            "answer": sample.answer,
-            "category": "object_localization",
-            "L2-category": "finegrained_perception (instance-level)",
-            "split": "dev",
-            "source": "generated",
-        }
-        for i, (sample, question, options) in enumerate(choice_rows("vqa-choice-level2")(corpus, num))
-    ]
-
-
-def ai2d(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {
-            "image": png(sample.images[0]),
-            "question": question,
-            "options": options,
-            "answer": str(letters(4).index(str(sample.answer))),
-        }
-        for sample, question, options in choice_rows("knowledge-cards-level2")(corpus, num)
-    ]
-
-
-def vstar(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {
-            "image": png(sample.images[0]),
-            "text": f"{question} " + " ".join(f"({x}) {o}" for x, o in zip(letters(4), options)),
-            "label": sample.answer,
-            "category": "direct_attributes" if i % 2 else "relative_position",
-        }
-        for i, (sample, question, options) in enumerate(choice_rows("vqa-choice-level3")(corpus, num))
-    ]
-
-
-def mmvp(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    asked = [s for s in corpus.samples("vqa-compare-level1", 8 * num) if s.answer in ("yes", "no")]
-    yes, no = ([s for s in asked if s.answer == answer] for answer in ("yes", "no"))
-    for sample in [s for pair in zip(yes, no) for s in pair][: num - num % 2]:
-        rows.append(
-            {
-                "Index": len(rows) + 1,
-                "image": png(sample.images[0]),
-                "Question": words_of(sample),
-                "Options": "(a) yes (b) no",
-                "Correct Answer": "(a)" if sample.answer == "yes" else "(b)",
-            }
-        )
-    return rows
-
-
-def mmmu(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    several = corpus.samples("vqa-images-level4", num // 4)
-    one = choice_rows("knowledge-photo-level2")(corpus, num - num // 4)
-    for i, (sample, question, options) in enumerate(one):
-        rows.append(_mmmu_row(f"validation_Art_{i + 1}", f"<image 1> {question}", sample, "multiple-choice", options))
-    for i, sample in enumerate(several):
-        marks = " ".join(f"<image {n + 1}>" for n in range(len(sample.images)))
-        rows.append(_mmmu_row(f"validation_Math_{i + 1}", f"{marks} {words_of(sample)}", sample, "open", []))
-    return rows
-
-
-def _mmmu_row(id: str, question: str, sample: Sample, kind: str, options: list[str]) -> Row:
-    images = {f"image_{n}": png(sample.images[n - 1]) if n <= len(sample.images) else None for n in range(1, 8)}
-    return {
-        "id": id,
-        "question": question,
-        "options": str(options),
-        "question_type": kind,
-        "answer": sample.answer,
-        **images,
-    }
-
-
-def blink(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    for i, sample in enumerate(corpus.samples("vqa-images-level3", num)):
-        images = {f"image_{n}": png(sample.images[n - 1]) if n <= len(sample.images) else None for n in range(1, 5)}
-        question = words_of(sample)
-        prompt = f"{question}\nSelect from the following options.\n(A) yes\n(B) no"
-        answer = "(A)" if sample.answer == "yes" else "(B)"
-        rest = {"question": question, "prompt": prompt, "choices": ["yes", "no"], "answer": answer}
-        rows.append({"idx": f"val_Multi-view_{i}", "sub_task": "Multi-view_Reasoning", **images, **rest})
-    return rows
-
-
-def all_angles(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    numbered = [s for s in corpus.samples("vqa-images-level4", 8 * num) if s.answer in ("1", "2", "3")][:num]
-    for i, sample in enumerate(numbered):
-        files = {f"images/{i:04d}_{n}.png": png(image)["bytes"] for n, image in enumerate(sample.images)}
-        row = {"index": i, "image_path": list(files), "question": words_of(sample), "A": "1", "B": "2", "C": "3"}
-        rows.append({**row, "answer": letters(3)[int(str(sample.answer)) - 1], "category": "counting", "files": files})
-    return rows
-
-
-def mathvista(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    numbers = corpus.samples("education-geometry-level2", num - num // 3)
-    for i, sample in enumerate([*numbers, *corpus.samples("knowledge-photo-level2", num // 3)]):
-        is_choice = sample.answer_type == "letter"
-        question, options = options_of(sample)
-        rows.append(
-            {
-                "pid": str(i + 1),
-                "question": question,
-                "decoded_image": png(sample.images[0]),
-                "choices": options if is_choice else None,
-                "unit": None,
-                "precision": None if is_choice else 0.0,
-                "answer": options[letters(4).index(str(sample.answer))] if is_choice else sample.answer,
-                "question_type": "multi_choice" if is_choice else "free_form",
-                "answer_type": "text" if is_choice else "integer",
-            }
-        )
-    return rows
-
-
-def mathvision(corpus: Corpus, num: int) -> list[Row]:
-    rng, rows = random.Random(SEED), []
-    samples = corpus.samples("education-calculus-level3", num)
-    for i, sample in enumerate(samples):
-        options, letter = four_of(sample, samples, rng) if i % 2 else ([], str(sample.answer))
-        rows.append(
-            {
-                "id": str(i + 1),
-                "decoded_image": png(sample.images[0]),
-                "question": f"{words_of(sample)}\n<image1>",
-                "options": options,
-                "answer": letter,
-                "subject": "analytic geometry" if i % 2 else "algebra",
-                "level": 1 + i % 5,
-            }
-        )
-    return rows
-
-
-def aime(corpus: Corpus, num: int) -> list[Row]:
-    return [{"problem": words_of(s), "answer": s.answer} for s in corpus.samples("text-sums-level4", num)]
-
-
-def hmmt(corpus: Corpus, num: int) -> list[Row]:
-    halves = [(3, 4), (1, 3), (5, 2), (7, 6), (9, 8)]
-    rows: list[Row] = []
-    for i in range(num):
-        a, b = halves[i % 5][0] + i, halves[i % 5][1]
-        rows.append({"problem_idx": i + 1, "problem": f"What is ${a} / {b}$?", "answer": f"\\frac{{{a}}}{{{b}}}"})
-    return rows
-
-
-def ocrbench(corpus: Corpus, num: int) -> list[Row]:
-    samples = [*corpus.samples("documents-words-level2", num - num // 4)]
-    rows = [_ocr_row(sample, "Regular Text Recognition", "SVT") for sample in samples]
-    formulas = corpus.samples("documents-formula-level2", num // 4)
-    return rows + [_ocr_row(s, "Handwritten Mathematical Expression Recognition", "HME100k") for s in formulas]
-
-
-def _ocr_row(sample: Sample, kind: str, dataset: str) -> Row:
-    answer = [str(sample.answer)]
-    image = png(sample.images[0])
-    return {"image": image, "question": words_of(sample), "answer": answer, "question_type": kind, "dataset": dataset}
-
-
-def simplevqa(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {"data_id": i, "image": png(s.images[0]), "question": words_of(s), "answer": s.answer, "language": "EN"}
-        for i, s in enumerate(corpus.samples("knowledge-photo-level1", num))
-    ]
-
-
-def countbench(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {"image": png(s.images[0]), "text": "", "question": words_of(s), "number": int(str(s.answer))}
-        for s in corpus.samples("grounding-count-level2", num)
-    ]
-
-
-def placed(corpus: Corpus, subset: str, num: int) -> list[tuple[Sample, tuple[float, float, float, float]]]:
-    """Samples whose answer is a place, with its box in pixels."""
-    found = [
-        (sample, region.box)
-        for sample in corpus.samples(subset, 3 * num)
-        for region in sample.regions
-        if region.label == "answer" and region.image == 0
-    ]
-    return found[:num]
-
-
-def screenspot_v2(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {
-            "image": png(s.images[0]),
-            "instruction": words_of(s),
-            "bbox": [float(value) for value in box],
-            "data_type": "text" if i % 2 else "icon",
-        }
-        for i, (s, box) in enumerate(placed(corpus, "gui-click-level3", num))
-    ]
-
-
-def screenspot_pro(corpus: Corpus, num: int) -> list[Row]:
-    return [
-        {
-            "image": png(s.images[0]),
-            "instruction": words_of(s),
-            "bbox": [int(value) for value in box],
-            "img_size": list(s.images[0].size),
-            "ui_type": "text" if i % 2 else "icon",
-            "group": "Office",
-        }
-        for i, (s, box) in enumerate(placed(corpus, "gui-click-level4", num))
-    ]
-
-
-def osworld_g(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    for i, (sample, box) in enumerate(placed(corpus, "gui-click-level3", num)):
-        x0, y0, x1, y1 = (float(value) for value in box)
-        kind = ("bbox", "polygon", "refusal")[i % 3]
-        area = {"bbox": [x0, y0, x1 - x0, y1 - y0], "polygon": [x0, y0, x1, y0, x1, y1, x0, y1], "refusal": [-1.0] * 4}
-        text = "Click the button that is not there." if kind == "refusal" else words_of(sample)
-        size = [float(side) for side in sample.images[0].size]
-        row = {"image": png(sample.images[0]), "instruction": text, "image_size": size}
-        rows.append({**row, "box_type": kind, "box_coordinates": area[kind]})
-    return rows
-
-
-def refcoco(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    for sample, box in placed(corpus, "grounding-box-level2", num):
-        x0, y0, x1, y1 = (float(value) for value in box)
-        phrase = words_of(sample).removeprefix("Box ").rstrip(".")
-        rows.append({"image": png(sample.images[0]), "bbox": [x0, y0, x1 - x0, y1 - y0], "answer": [phrase]})
-    return rows
-
-
-def remi(corpus: Corpus, num: int) -> list[Row]:
-    rows: list[Row] = []
-    for i, sample in enumerate(corpus.samples("vqa-images-level4", num)):
-        images = {f"image_{n}": png(sample.images[n - 1]) if n <= len(sample.images) else None for n in range(1, 7)}
-        marks = " ".join(f"<image{n + 1}>" for n in range(len(sample.images)))
-        rows.append({"id": i, "question": f"{marks} {words_of(sample)}", "label": sample.answer, "task": "Isomorphism"})
-        rows[-1] |= images
-    return rows
-
-
-def phyx(corpus: Corpus, num: int) -> list[Row]:
-    import base64
-
-    return [
-        {
-            "index": i,
-            "image": base64.b64encode(png(sample.images[0])["bytes"]).decode(),
-            "question": f"{question}\nOptions:\n" + "\n".join(f"{x}: {o}" for x, o in zip(letters(4), options)),
-            "answer": sample.answer,
-            "category": "Mechanics",
-        }
-        for i, (sample, question, options) in enumerate(choice_rows("knowledge-cards-level2")(corpus, num))
-    ]
-
-
 TWINS: dict[type[HubBenchmark], Callable[[Corpus, int], list[Row]]] = {
-    choice.MMMU: mmmu,
-    mathematics.MathVista: mathvista,
-    mathematics.MathVision: mathvision,
-    choice.MMBench: mmbench,
-    choice.MMStar: mmstar,
-    reading.OCRBench: ocrbench,
-    mathematics.AIME2025: aime,
-    mathematics.HMMT2025: hmmt,
-    programs.LiveCodeBench: programs.livecodebench_rows,
-    reasoning.PhyX: phyx,
-    reasoning.ReMI: remi,
-    choice.AI2D: ai2d,
-    pointing.ScreenSpotV2: screenspot_v2,
-    pointing.ScreenSpotPro: screenspot_pro,
-    pointing.OSWorldG: osworld_g,
-    choice.BLINK: blink,
-    choice.AllAngles: all_angles,
-    programs.HumanEvalV: programs.humaneval_v_rows,
-    choice.MMVP: mmvp,
-    reading.SimpleVQA: simplevqa,
-    choice.CCBench: mmbench,
-    choice.VStar: vstar,
-    counting.CountBench: countbench,
-    pointing.RefCOCO: refcoco,
+    choice.MMMU: made.mmmu,
+    mathematics.MathVista: made.mathvista,
+    mathematics.MathVision: made.mathvision,
+    choice.MMBench: made.mmbench,
+    choice.MMStar: made.mmstar,
+    reading.OCRBench: made.ocrbench,
+    mathematics.AIME2025: made.aime,
+    mathematics.HMMT2025: made.hmmt,
+    programs.LiveCodeBench: made.livecodebench,
+    reasoning.PhyX: made.phyx,
+    reasoning.ReMI: made.remi,
+    choice.AI2D: made.ai2d,
+    pointing.ScreenSpotV2: made.screenspot_v2,
+    pointing.ScreenSpotPro: made.screenspot_pro,
+    pointing.OSWorldG: made.osworld_g,
+    choice.BLINK: made.blink,
+    choice.AllAngles: made.all_angles,
+    programs.HumanEvalV: made.humaneval_v,
+    choice.MMVP: made.mmvp,
+    reading.SimpleVQA: made.simplevqa,
+    choice.CCBench: made.mmbench,
+    choice.VStar: made.vstar,
+    counting.CountBench: made.countbench,
+    pointing.RefCOCO: made.refcoco,
 }
 """What a twin's rows are made of, by benchmark."""
