@@ -30,7 +30,7 @@ from step3vl.data.processor import Processor
 from step3vl.diagnose import check_arguments, check_classes, check_keys, check_types
 from step3vl.evaluation import Benchmark
 from step3vl.evaluation.report import write_report
-from step3vl.models import LanguageDecoder, VisionLanguageModel
+from step3vl.models import LanguageDecoder, ValueModel, VisionLanguageModel
 from step3vl.models.vision import VisionEncoder
 from step3vl.precision import fast_precision
 from step3vl.stages import Stage
@@ -136,7 +136,7 @@ class Step3VLCLI(LightningCLI):
         trainer = config.trainer
         config.ckpt_path = find_last(config.ckpt_path, Path(trainer.default_root_dir), self.subcommand)
         trainer.precision = trainer.precision or fast_precision(trainer.accelerator)
-        for kind in (VisionEncoder, LanguageDecoder, VisionLanguageModel):
+        for kind in (VisionEncoder, LanguageDecoder, VisionLanguageModel, ValueModel):
             self.parser.add_instantiator(without_memory, kind, subclasses=True)
 
     def instantiate_classes(self) -> None:

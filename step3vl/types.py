@@ -196,6 +196,7 @@ class Batch:
     labels: Tensor  # [B,T] long; the token to predict at this position; IGNORE_INDEX where nothing is learnt
     loss_weights: Tensor  # [B,T] float; the normalisation lives here (token | sample | sqrt)
     position_ids: Tensor  # [B,T] long
+    branches: Tensor | None = None  # [B,T] long; 0: seen by all of its document, k > 0: by branch k of it alone
     images: Grids | None = None  # views [n,C,H,W] uint8, in reading order over the rows
     sample_ids: list[str] = field(default_factory=list)  # in reading order over the rows
     num_visual_tokens: list[int] = field(default_factory=list)  # for each sample
@@ -232,6 +233,12 @@ class Sampling:
     temperature: float = 0.0
     seed: int | None = None
     """Random numbers of one call begin with it; None: they go on from call to call."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens that hold this share of the probability; 1: from all."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens; None: from all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and do not belong to it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -247,6 +254,9 @@ class Completion:
     truncated: bool
     num_tokens: int = 0
     """Length of the answer in tokens."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probability of each of `token_ids` at the sampling temperature (1 when greedy), before top-k and top-p cut
+    anything off; empty when the generator does not tell them."""
     error: str | None = None
     """Why there is no answer: the generator failed, after its retries. Such an answer is not a wrong one."""
 
@@ -257,6 +267,8 @@ class Prompt:
 
     messages: list[Message]
     images: list[Image.Image] = field(default_factory=list)
+    begun_ids: list[int] = field(default_factory=list)
+    """Token ids of an answer that was begun: it is continued, and the completion holds what is new alone."""
 
 
 class Generator(Protocol):

@@ -2,10 +2,22 @@
 
 from .answers import Answers
 from .checkpoints import Checkpoints
+from .dynamics import Dynamics
 from .heartbeat import Heartbeat
 from .progress import ProgressLines
 from .requeue import Requeue
+from .rollouts import RolloutTable
 from .start import StartTables
 from .throughput import Throughput
 
-__all__ = ["Answers", "Checkpoints", "Heartbeat", "ProgressLines", "Requeue", "StartTables", "Throughput"]
+__all__ = [
+    "Answers",
+    "Checkpoints",
+    "Dynamics",
+    "Heartbeat",
+    "ProgressLines",
+    "Requeue",
+    "RolloutTable",
+    "StartTables",
+    "Throughput",
+]

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+SHOWN = ("loss", "reward", "length", "tokens/s", "mfu", "supervised", "packing")
+
 
 class ProgressLines(Callback):
     """Prints step, loss, speed and time left.
@@ -31,7 +33,5 @@ class ProgressLines(Callback):
         self.last_s = now
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         left_s = (now - self.start_s) / max(1, step - self.first_step) * max(0, last - step)
-        shown = "  ".join(
-            f"{k} {values[k]:.3g}" for k in ("loss", "tokens/s", "mfu", "supervised", "packing") if k in values
-        )
+        shown = "  ".join(f"{k} {values[k]:.3g}" for k in SHOWN if k in values)
         pl_module.print(f"step {step}/{last}  {shown}  left {int(left_s // 60)}:{int(left_s % 60):02d}")

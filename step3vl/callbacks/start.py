@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim import Optimizer
 
 
 class StartTables(Callback):
@@ -19,7 +20,8 @@ class StartTables(Callback):
         places = f"{trainer.world_size} x {pl_module.device}, {torch.get_num_threads()} threads, {trainer.precision}"
         console.print(f"run folder {trainer.default_root_dir}; {places}", highlight=False)
         console.print(parts_table(pl_module.get_submodule("vlm")))
-        console.print(groups_table(trainer))
+        for k, optimizer in enumerate(trainer.optimizers):
+            console.print(groups_table(optimizer, "of the critic" if k else ""))
 
 
 def parts_table(vlm: nn.Module) -> Table:
@@ -40,10 +42,9 @@ def parts_table(vlm: nn.Module) -> Table:
     return table
 
 
-def groups_table(trainer: Trainer) -> Table:
+def groups_table(optimizer: Optimizer, whose: str = "") -> Table:
     """Optimizer groups: the resolved learning rate at its peak and the weight decay each one really has."""
-    optimizer = trainer.optimizers[0]
-    table = Table(title=f"Optimizer groups ({type(optimizer).__name__})")
+    table = Table(title=f"Optimizer groups {whose}".strip() + f" ({type(optimizer).__name__})")
     for title in ("group", "rule", "tensors", "parameters", "peak LR", "weight decay"):
         table.add_column(title, justify="left" if title in ("group", "rule") else "right")
     for group in optimizer.param_groups:

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from step3vl.data.mixture import Source as Source
     from step3vl.data.module import TrainData as TrainData
     from step3vl.data.processor import Processor as Processor
+    from step3vl.data.prompts import PromptData as PromptData
     from step3vl.data.tokenizer import load_tokenizer as load_tokenizer
 
 _EXPORTS = {
     "Mixture": "step3vl.data.mixture",
     "Processor": "step3vl.data.processor",
+    "PromptData": "step3vl.data.prompts",
     "Source": "step3vl.data.mixture",
     "TrainData": "step3vl.data.module",
     "load_tokenizer": "step3vl.data.tokenizer",

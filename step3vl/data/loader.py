@@ -58,7 +58,7 @@ class StepLoader:
 
     def __init__(
         self,
-        batches: PackedBatches,
+        batches: Dataset,
         plan: Plan,
         num_steps: int,
         num_workers: int = 0,
@@ -72,13 +72,13 @@ class StepLoader:
     def __len__(self) -> int:
         return self.num_steps
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         for batch, _, _ in self._load(self._state, self.num_steps):
             yield batch
 
     def _load(
         self, state: dict[str, Any], num_steps: int, position: int = 0
-    ) -> Iterator[tuple[Batch, dict[str, Any], int]]:
+    ) -> Iterator[tuple[Any, dict[str, Any], int]]:
         """Batches of `num_steps` steps from a state of the plan, each with the state and the position after it."""
         self.plan.load_state_dict(state)
         after: deque[tuple[dict[str, Any], int]] = deque()
@@ -117,7 +117,7 @@ class ResumableLoader(StepLoader):
 
     step = position = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         num_steps = self.num_steps - self.step % self.num_steps
         for batch, state, position in self._load(self._state, num_steps, self.position):
             self.step += 1

@@ -52,11 +52,11 @@ class Processor:
         self._image_tokens = tuple(self.tokenizer.token_id(name) for name in names)
         self._markup: dict[tuple[tuple[str, ...], bool], list[list[int]]] = {}
         self._texts: dict[str, list[int]] = {}
-        turn_end = self._markup_ids(("user", "assistant"), False)[-1][0]
+        self.turn_end_id: int = self._markup_ids(("user", "assistant"), False)[-1][0]
         self.image_token_id: int = self._image_tokens[0]
         self.pad_id: int = self.tokenizer.pad_id
         self.vocab_size: int = self.tokenizer.vocab_size
-        self.stop_ids: set[int] = {self.tokenizer.token_id("<|endoftext|>"), turn_end}
+        self.stop_ids: set[int] = {self.tokenizer.token_id("<|endoftext|>"), self.turn_end_id}
         self.spec: ImageSpec | None = None
         self._tokens_a_crop = self._tokens_a_global_view = 0
 

@@ -88,8 +88,13 @@ class ChatClient:
         }
         if sampling.seed is not None:
             request["seed"] = sampling.seed + number
+        if sampling.top_p != 1:
+            request["top_p"] = sampling.top_p
+        if sampling.stop:
+            request["stop"] = list(sampling.stop)
+        extra = self.extra if sampling.top_k is None else {"top_k": sampling.top_k, **self.extra}
         try:
-            answer = await client.chat.completions.create(**request, extra_body=self.extra or None)
+            answer = await client.chat.completions.create(**request, extra_body=extra or None)
             choice = answer.choices[0]
         except Exception as error:  # of the network, the server or its answer's form: all mean that there is no answer
             return _failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

@@ -1,32 +1,36 @@
-"""Generation with a key-value cache: batched prefill, one token a step, greedy or by temperature.
+"""Generation: prompts in, completions out, greedy or by temperature, with the log-probability of every token.
 
-Images are encoded and prompts prefilled once, however many completions are asked for. The same tokens come out with or
-without cache, alone or in a batch (greedy). STEP3-VL uses such sampling for evaluation and rollouts.
+Images are encoded and prompts prefilled once, and their keys and values kept once, however many completions are asked
+for. What comes out depends on no batch size: greedy, and drawn, where each sequence has random numbers of its own.
+STEP3-VL uses such sampling for evaluation and rollouts.
 
-Shapes: R rows of a batch, T tokens of the longest prompt, K tokens in the cache, V vocabulary.
+Shapes: R rows, one a sequence in flight; D width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+import math
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from step3vl.generation.stopping import StopRule
-from step3vl.generation.streaming import TextStream
+from step3vl.generation.flight import Flight, Question, Spoken
+from step3vl.generation.logits import draw, log_probabilities, probabilities, scaled_logits
+from step3vl.generation.randomness import stream_key, uniforms
+from step3vl.generation.ranks import Ranks
+from step3vl.generation.stopping import StopRule, StopTexts
 from step3vl.models.vlm import VisionLanguageModel
-from step3vl.types import IGNORE_INDEX, Batch, Completion, Example, Grids, Prompt, Sampling
+from step3vl.types import Completion, Example, Prompt, Sampling
 
 
 class PromptEncoder(Protocol):
     """What the sampler needs of a processor."""
 
     pad_id: int
-    """Fills the left of shorter prompts."""
+    """Stands where there is no prompt."""
 
     @property
     def stop_ids(self) -> Collection[int]:
@@ -40,41 +44,58 @@ class PromptEncoder(Protocol):
 class Sampler:
     """Answers prompts with a vision-language model; a `step3vl.types.Generator`.
 
+    Ranks that share the model's parameters must call it equally often; their prompts may differ in number.
+
     Args:
         vlm: the model; it is put into evaluation mode while generating, then back.
         processor: turns prompts into token ids and token ids into text.
-        batch_size: most sequences in flight at once.
-        seed: seed of the random numbers, which continue from call to call, unless `Sampling.seed` is given.
+        batch_size: most sequences in flight at once; where one ends, the next begins.
+        seed: seed of the random numbers of all calls whose `Sampling.seed` is None; each call has its own. Ranks that
+            get the same prompts need different ones.
+        max_cached_tokens: most tokens to keep keys and values of; a sequence begins when it, at its full length, has
+            room. None: `batch_size` is the only limit.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, processor: PromptEncoder, batch_size: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        processor: PromptEncoder,
+        batch_size: int = 64,
+        seed: int = 0,
+        max_cached_tokens: int | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; accepted is 1 or more")
         self.vlm = vlm
         self.processor = processor
         self.batch_size = batch_size
         self.seed = seed
-        self._random: torch.Generator | None = None
+        self.max_cached_tokens = max_cached_tokens
+        self.num_calls = 0
+        """Calls so far without a seed of their own."""
+
+    def state_dict(self) -> dict[str, int]:
+        """What a resumed run needs to draw the same numbers."""
+        return {"seed": self.seed, "num_calls": self.num_calls}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.seed, self.num_calls = int(state["seed"]), int(state["num_calls"])
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1) -> list[list[Completion]]:
         """`n` completions of each prompt, in the order of the prompts.
 
         Raises:
-            ValueError: `n` or `max_new_tokens` is below 1, the temperature is negative, or a prompt is empty.
+            ValueError: `n` or a field of `sampling` is out of range, a prompt is empty or cannot be kept, or tokens are
+                drawn from logits that are not finite.
         """
         if n < 1:
             raise ValueError(f"n is {n}; accepted is 1 or more")
-        rule, examples = self._prepare(prompts, sampling)
-        by_length = sorted(range(len(examples)), key=lambda k: len(examples[k].input_ids))
-        group_size = max(1, self.batch_size // n)
-        completions: list[list[Completion]] = [[] for _ in examples]
-        with without_gradients(self.vlm), evaluating(self.vlm):
-            for start in range(0, len(by_length), group_size):
-                members = by_length[start : start + group_size]
-                sequences = self._complete([examples[k] for k in members], rule, sampling.temperature, n)
-                for row, ids in enumerate(sequences):
-                    completions[members[row // n]].append(self._completion(ids, rule))
-        return completions
+        rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens, sampling.stop)
+        answers = self._prepare(prompts, sampling, rule, n)
+        with evaluating(self.vlm), without_gradients(self.vlm):
+            for _ in self._flight(answers, sampling, rule).turns():
+                pass
+        return [[self._completion(answer, rule) for answer in group] for group in answers]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """One completion as it is made: pieces of text, never half a character, that add up to `Completion.text`.
@@ -82,93 +103,131 @@ class Sampler:
         The completion is the iterator's return value. The model is in evaluation mode until the iterator ends or is
         closed. Raises ValueError as `generate` does.
         """
-        rule, examples = self._prepare([prompt], sampling)
-        return self._stream(examples[0], rule, sampling.temperature)
+        rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens, sampling.stop)
+        ((answer,),) = self._prepare([prompt], sampling, rule, 1)
+        answer.watch = answer.watch or StopTexts(self.processor.decode, ())
+        return self._stream(answer, answer.watch, sampling, rule)
 
-    @torch.inference_mode()
-    def _stream(self, example: Example, rule: StopRule, temperature: float) -> Generator[str, None, Completion]:
-        text = TextStream(self.processor.decode)
-        ids: list[int] = []
+    def _stream(
+        self, answer: Spoken, watch: StopTexts, sampling: Sampling, rule: StopRule
+    ) -> Generator[str, None, Completion]:
+        num_shown = 0
         with evaluating(self.vlm):
-            for _, tokens in self._steps([example], rule, temperature, 1):
-                ids += tokens
-                piece = "" if tokens[0] in rule.stop_ids else text.feed(tokens[0])
-                if piece:
+            turns = self._flight([[answer]], sampling, rule).turns()
+            while not answer.ids or not answer.is_over(rule):
+                with without_gradients(self.vlm):  # not while others run, between two pieces
+                    next(turns)
+                if piece := answer.text[num_shown:]:
+                    num_shown = len(answer.text)
                     yield piece
-        if rest := text.rest():
+            with without_gradients(self.vlm):
+                for _ in turns:  # of ranks that have not ended
+                    pass
+        if rest := watch.rest():
+            answer.text += rest
             yield rest
-        return self._completion(ids, rule)
+        return self._completion(answer, rule)
 
-    def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[StopRule, list[Example]]:
-        """When to stop, and the prompts as tokens; every mistake of the caller is found here."""
-        if sampling.temperature < 0:
-            raise ValueError(f"temperature is {sampling.temperature}; accepted is 0 (greedy) or more")
-        if sampling.seed is not None:
-            self.seed, self._random = sampling.seed, None
-        rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens)
-        examples = [self.processor.encode_prompt(prompt, id=str(k)) for k, prompt in enumerate(prompts)]
-        for k, example in enumerate(examples):
-            if not len(example.input_ids):
-                raise ValueError(f"prompt {k} is empty: there is nothing to continue")
-        return rule, examples
+    def _prepare(self, prompts: Sequence[Prompt], sampling: Sampling, rule: StopRule, n: int) -> list[list[Spoken]]:
+        """`n` answers to each prompt, not begun; every mistake of the caller is found here."""
+        check(sampling)
+        examples = [self._encode(prompt, k, rule) for k, prompt in enumerate(prompts)]
+        seed, call = (self.seed, self.num_calls) if sampling.seed is None else (sampling.seed, 0)
+        self.num_calls += sampling.seed is None
+        answers = []
+        for k, (prompt, example) in enumerate(zip(prompts, examples)):
+            question = Question(example=example)
+            for number in range(n):
+                watch = StopTexts(self.processor.decode, rule.stop, prompt.begun_ids) if rule.stop else None
+                key, num_begun = stream_key(seed, call, k, number), len(prompt.begun_ids)
+                question.waiting.append(Spoken(prompt=question, key=key, num_begun=num_begun, watch=watch))
+            answers.append(list(question.waiting))
+        return answers
 
-    def _completion(self, ids: list[int], rule: StopRule) -> Completion:
-        spoken, truncated = rule.cut(ids)
-        return Completion(text=self.processor.decode(spoken), token_ids=ids, truncated=truncated, num_tokens=len(ids))
+    def _encode(self, prompt: Prompt, number: int, rule: StopRule) -> Example:
+        example = self.processor.encode_prompt(prompt, id=str(number))
+        if not len(example.input_ids):
+            raise ValueError(f"prompt {number} is empty: there is nothing to continue")
+        for id in prompt.begun_ids:
+            if not 0 <= id < self.vlm.decoder.vocab_size or id == self.vlm.image_token_id:
+                raise ValueError(
+                    f"prompt {number}: begun_ids has {id}; accepted are ids from 0 to "
+                    f"{self.vlm.decoder.vocab_size - 1}, but for the image placeholder {self.vlm.image_token_id}"
+                )
+        if prompt.begun_ids:
+            example.input_ids = torch.cat([example.input_ids, torch.tensor(prompt.begun_ids)])
+        num_tokens = len(example.input_ids) + rule.max_new_tokens
+        if self.max_cached_tokens is not None and num_tokens > self.max_cached_tokens:
+            raise ValueError(
+                f"prompt {number} has {len(example.input_ids)} tokens and may get {rule.max_new_tokens} more, but "
+                f"max_cached_tokens is {self.max_cached_tokens}; accepted is {num_tokens} or more"
+            )
+        return example
 
-    def _complete(self, examples: list[Example], rule: StopRule, temperature: float, n: int) -> list[list[int]]:
-        """Token ids of n continuations of each example, the continuations of one example side by side."""
-        sequences: list[list[int]] = [[] for _ in range(len(examples) * n)]
-        for rows, tokens in self._steps(examples, rule, temperature, n):
-            for row, token in zip(rows, tokens):
-                sequences[row].append(token)
-        return sequences
+    def _flight(self, answers: Sequence[Sequence[Spoken]], sampling: Sampling, rule: StopRule) -> Flight:
+        return Flight(
+            self.vlm,
+            Ranks(self.vlm),
+            [group[0].prompt for group in answers],
+            rule,
+            lambda hidden, rows: self._choose(hidden, rows, sampling),
+            self.batch_size,
+            self.max_cached_tokens,
+            self.processor.pad_id,
+        )
 
-    def _steps(
-        self, examples: list[Example], rule: StopRule, temperature: float, n: int
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """Step by step, the sequences still in flight and the token that each of them gets."""
-        from transformers import DynamicCache
+    def _choose(self, hidden: Tensor, answers: Sequence[Spoken], sampling: Sampling) -> tuple[list[int], list[float]]:
+        """The next token of each row, and its log-probability. An image placeholder is never said."""
+        logits = scaled_logits(hidden, self.vlm.decoder.lm_head, sampling.temperature, self.vlm.image_token_id)  # [R,V]
+        if sampling.temperature == 0:
+            token = logits.argmax(dim=-1)
+        else:
+            steps = [answer.num_begun + len(answer.ids) for answer in answers]
+            uniform = uniforms([answer.key for answer in answers], steps).to(logits.device)
+            token = draw(probabilities(logits, sampling.top_p, sampling.top_k), uniform)
+        logprobs = log_probabilities(logits, token).tolist()
+        if sampling.temperature > 0 and not all(map(math.isfinite, logprobs)):
+            wrong = next(k for k, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+            raise ValueError(
+                f"prompt {answers[wrong].prompt.example.id}: a drawn token has the log-probability {logprobs[wrong]}; "
+                "accepted are finite logits"
+            )
+        return token.tolist(), logprobs
 
-        device = next(self.vlm.parameters()).device
-        cache = DynamicCache()
-        batch, mask = left_padded(examples, self.processor.pad_id)
-        batch, mask = batch.to(device), mask.to(device)
-        hidden = self.vlm(batch, cache=cache, attention_mask=mask)[:, -1]  # [R,D]
-        position = batch.position_ids[:, -1]
-        if n > 1:
-            cache.batch_repeat_interleave(n)
-            hidden, mask, position = (x.repeat_interleave(n, dim=0) for x in (hidden, mask, position))
-        rows = torch.arange(len(hidden), device=device)  # which sequence each row in flight belongs to
-        for step in range(1, rule.max_new_tokens + 1):
-            token = self._choose(hidden, temperature)  # [R]
-            yield rows.tolist(), token.tolist()
-            alive = ~rule.stops(token)
-            if step == rule.max_new_tokens or not alive.any():
-                return
-            if not alive.all():
-                cache.batch_select_indices(alive.nonzero().squeeze(1))
-                rows, token, mask, position = rows[alive], token[alive], mask[alive], position[alive]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)  # [R,K+1]
-            position = position + 1
-            hidden = self.vlm(_batch(token[:, None], position[:, None]), cache=cache, attention_mask=mask)[:, -1]
+    def _completion(self, answer: Spoken, rule: StopRule) -> Completion:
+        spoken, is_truncated = rule.cut(answer.ids)
+        if answer.watch is None:
+            text = self.processor.decode(spoken)
+        else:
+            text = answer.text + answer.watch.rest()
+            is_truncated = is_truncated and not answer.watch.found
+        return Completion(
+            text=text,
+            token_ids=answer.ids,
+            truncated=is_truncated,
+            num_tokens=len(answer.ids),
+            logprobs=answer.logprobs,
+        )
 
-    def _choose(self, hidden: Tensor, temperature: float) -> Tensor:
-        """The next token of each row [R] from hidden states [R,D]. An image placeholder is never said."""
-        logits = self.vlm.decoder.lm_head(hidden).float()  # [R,V]
-        if self.vlm.image_token_id is not None:
-            logits[:, self.vlm.image_token_id] = float("-inf")
-        if temperature == 0:
-            return logits.argmax(dim=-1)
-        if self._random is None or self._random.device != logits.device:
-            self._random = torch.Generator(logits.device).manual_seed(self.seed)
-        return torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=self._random).squeeze(1)
+
+def check(sampling: Sampling) -> None:
+    """Raises ValueError for what cannot be sampled with."""
+    if sampling.temperature < 0:
+        raise ValueError(f"temperature is {sampling.temperature}; accepted is 0 (greedy) or more")
+    if not 0 < sampling.top_p <= 1:
+        raise ValueError(f"top_p is {sampling.top_p}; accepted is above 0, up to 1 (all tokens)")
+    if sampling.top_k is not None and sampling.top_k < 1:
+        raise ValueError(f"top_k is {sampling.top_k}; accepted is 1 or more, or None (all tokens)")
+    if sampling.temperature == 0 and (sampling.top_p < 1 or sampling.top_k is not None):
+        raise ValueError(
+            f"top_p is {sampling.top_p} and top_k is {sampling.top_k} at temperature 0, which is greedy; accepted are "
+            "1 and None there"
+        )
 
 
 def without_gradients(module: torch.nn.Module) -> AbstractContextManager:
     """Inference mode, but for shards: what FSDP2 gathers first in inference mode cannot be used outside of it."""
-    is_sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
-    return torch.no_grad() if is_sharded else torch.inference_mode()
+    return torch.no_grad() if Ranks(module).is_sharded else torch.inference_mode()
 
 
 @contextmanager
@@ -181,27 +240,3 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def left_padded(examples: Sequence[Example], pad_id: int) -> tuple[Batch, Tensor]:
-    """One example a row, padded on the left, and the mask [R,T] that is True at real tokens. Positions start at 0."""
-    longest = max(len(example.input_ids) for example in examples)
-    ids = torch.full((len(examples), longest), pad_id)
-    mask = torch.zeros(len(examples), longest, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        ids[row, longest - len(example.input_ids) :] = example.input_ids
-        mask[row, longest - len(example.input_ids) :] = True
-    views = [view for example in examples for view in example.views]
-    batch = _batch(ids, (mask.cumsum(1) - 1).clamp_min(0))
-    batch.images = Grids.stack(views) if views else None
-    batch.sample_ids = [example.id for example in examples]
-    batch.num_visual_tokens = [example.num_visual_tokens for example in examples]
-    return batch, mask
-
-
-def _batch(ids: Tensor, position_ids: Tensor) -> Batch:
-    """A batch that teaches nothing."""
-    weights = torch.zeros(ids.shape, device=ids.device)
-    return Batch(
-        input_ids=ids, labels=torch.full_like(ids, IGNORE_INDEX), loss_weights=weights, position_ids=position_ids
-    )

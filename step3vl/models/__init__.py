@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from step3vl.models.decoder import LanguageDecoder, Qwen3Decoder
     from step3vl.models.deepstack import DeepStack
     from step3vl.models.projector import ConvProjector, Projector
+    from step3vl.models.value import ValueModel
     from step3vl.models.vlm import VisionLanguageModel
-
-__all__ = ["ConvProjector", "DeepStack", "LanguageDecoder", "Projector", "Qwen3Decoder", "VisionLanguageModel"]
 
 _HOME = {
     "ConvProjector": "step3vl.models.projector",
@@ -23,11 +22,22 @@ _HOME = {
     "LanguageDecoder": "step3vl.models.decoder",
     "Projector": "step3vl.models.projector",
     "Qwen3Decoder": "step3vl.models.decoder",
+    "ValueModel": "step3vl.models.value",
     "VisionLanguageModel": "step3vl.models.vlm",
 }
+
+__all__ = [
+    "ConvProjector",
+    "DeepStack",
+    "LanguageDecoder",
+    "Projector",
+    "Qwen3Decoder",
+    "ValueModel",
+    "VisionLanguageModel",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it exports {', '.join(__all__)}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it exports {', '.join(_HOME)}")
     return getattr(import_module(_HOME[name]), name)

@@ -9,6 +9,7 @@ Shapes: T tokens of the flattened row, H query heads, K key heads, d width of a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from inspect import signature
@@ -18,11 +19,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from step3vl.models.branches import attend_branches
 from step3vl.models.cpu_attention import Groups, attend_by_groups, attend_by_products, group, products_apply
 
 NAME = "per_document"
 WIDEST_HEAD = 256
 """Channels of a head that flash attention can take; they must also be a multiple of 8."""
+
+
+class PromptTape(ABC):
+    """Takes down the keys and values of packed rows as layers make them, for decoding steps that follow."""
+
+    @abstractmethod
+    def record(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Of one layer: key and value [1,K,T,d]."""
+
+
+class StepCache(ABC):
+    """Attends for decoding steps, one new token a row, over the keys and values that it holds."""
+
+    @abstractmethod
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """Of one layer: query [R,H,1,d], and key and value [R,K,1,d] of the new tokens -> [R,1,H,d]."""
 
 
 def kernel_dtype(value: Tensor) -> torch.dtype:
@@ -141,14 +159,21 @@ def per_document_attention(
     max_length_q: int | None = None,
     document_lengths: Sequence[int] | None = None,
     document_groups: Groups | None = None,
+    document_masks: Sequence[Tensor | None] | None = None,
+    prompt_tape: PromptTape | None = None,
+    step_cache: StepCache | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1,H,T,d], key and value [1,K,T,d] -> [1,T,H,d].
 
-    With boundaries the row is packed: `varlen_attention` where `varlen_applies`, else a loop over documents. Without
-    them this is transformers' own sdpa, with the mask it is given. Lengths as a list spare one wait for the device in
-    every layer.
+    With boundaries the row is packed: `varlen_attention` where `varlen_applies`, else a loop over documents; a tape
+    takes keys and values down, and masks are those of branches. A step cache attends by itself. With none of them this
+    is transformers' own sdpa, with the mask it is given. Lengths as a list spare one wait for the device in every layer.
     """
+    if step_cache is not None:
+        return step_cache.attend(cast(int, module.layer_idx), query, key, value, scaling), None
+    if prompt_tape is not None:
+        prompt_tape.record(cast(int, module.layer_idx), key, value)
     if cu_seq_lens_q is None:
         if attention_mask is None and not getattr(module, "is_causal", True):
             return attend(query, key, value, dropout=dropout, scale=scaling).transpose(1, 2).contiguous(), None
@@ -161,6 +186,9 @@ def per_document_attention(
             )
         return output.to(value.dtype), None
     lengths = list(document_lengths) if document_lengths is not None else cu_seq_lens_q.diff().tolist()
+    if document_masks is not None:
+        causal = partial(attend, is_causal=True, dropout=dropout, scale=scaling)
+        return attend_branches(causal, query, key, value, lengths, document_masks, scaling), None
     if varlen_applies(value, dropout):
         return varlen_attention(query, key, value, cu_seq_lens_q, max_length_q or max(lengths), scaling), None
     if document_groups is not None and value.dtype == torch.bfloat16:  # a CPU, where 16 bits gain by larger products

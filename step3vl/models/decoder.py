@@ -9,13 +9,15 @@ Shapes: B rows, T tokens a row, D width, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from step3vl.models.attention import document_lengths, packing_arguments, register
+from step3vl.models.attention import NAME, PromptTape, StepCache, document_lengths, packing_arguments, register
+from step3vl.models.branches import branch_masks
 from step3vl.models.flops import matrix_size
 
 if TYPE_CHECKING:
@@ -47,15 +49,19 @@ class LanguageDecoder(nn.Module, ABC):
         self,
         embeds: Tensor,
         position_ids: Tensor,
-        cache: Cache | None = None,
+        cache: Cache | PromptTape | StepCache | None = None,
         attention_mask: Tensor | None = None,
         injection: Injection | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """Embeddings [B,T,D] -> hidden states [B,T,D].
 
         Without cache and mask the rows are packed: a document starts wherever a position [B,T] is 0, and sees only
-        itself. With a cache or a mask each row is one sequence; the mask [B, cached + T] is True at real tokens.
+        itself. With a transformers cache or a mask each row is one sequence; the mask [B, cached + T] is True at real
+        tokens. To generate, packed rows with a tape leave their keys and values there, and with a step cache each row
+        is the next token of a sequence, T = 1.
         An injection is added after the layers that it names; None, as in steps without images, adds nothing.
+        Branches [B,T] part the documents of packed rows (`step3vl.models.branches`); None: there are none.
         """
 
     @abstractmethod
@@ -183,12 +189,18 @@ class Qwen3Decoder(LanguageDecoder):
         self,
         embeds: Tensor,
         position_ids: Tensor,
-        cache: Cache | None = None,
+        cache: Cache | PromptTape | StepCache | None = None,
         attention_mask: Tensor | None = None,
         injection: Injection | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
+        if isinstance(cache, StepCache):
+            return self._step(embeds, position_ids, cache)
+        if isinstance(cache, PromptTape):
+            with self._per_document():
+                return self._packed(embeds, position_ids, injection, cache)
         if cache is None and attention_mask is None:
-            return self._packed(embeds, position_ids, injection)
+            return self._packed(embeds, position_ids, injection, branches=branches)
         if attention_mask is not None and embeds.shape[1] == 1 and self.attention != "flash_attention_2":
             attention_mask = attention_mask[:, None, None].bool()  # [B,1,1,K]: one query sees every real token
         return self.model(
@@ -200,20 +212,61 @@ class Qwen3Decoder(LanguageDecoder):
             **_deepstack_arguments(injection),
         ).last_hidden_state
 
-    def _packed(self, embeds: Tensor, position_ids: Tensor, injection: Injection | None) -> Tensor:
+    def _packed(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        injection: Injection | None,
+        tape: PromptTape | None = None,
+        branches: Tensor | None = None,
+    ) -> Tensor:
         lengths = document_lengths(position_ids)
-        dummy = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)  # keeps transformers from a T x T mask
+        masks = None if branches is None else branch_masks(lengths, branches.flatten())
+        if masks is not None and self.attention != NAME:
+            raise ValueError(f"decoder.attention is {self.attention!r}; documents with branches need {NAME!r}")
+        dummy = no_mask(embeds)
         if injection is not None:
             injection = injection._replace(at=injection.at.flatten()[None])  # [1,B*T]
         hidden = self.model(
             inputs_embeds=embeds.flatten(0, 1)[None],  # [1,B*T,D]
             position_ids=position_ids.flatten()[None],
-            attention_mask=dummy if self.attention == "per_document" else None,
+            attention_mask=dummy if self.attention == "per_document" or tape is not None else None,
             use_cache=False,
             **packing_arguments(lengths, embeds.device),
+            **({} if tape is None else {"prompt_tape": tape}),
+            **({} if masks is None else {"document_masks": masks}),
             **_deepstack_arguments(injection),
         ).last_hidden_state
         return hidden.view_as(embeds)
+
+    def _step(self, embeds: Tensor, position_ids: Tensor, cache: StepCache) -> Tensor:
+        with self._per_document():
+            return self.model(
+                inputs_embeds=embeds,  # [R,1,D]
+                position_ids=position_ids,
+                attention_mask=no_mask(embeds),
+                use_cache=False,
+                step_cache=cache,
+            ).last_hidden_state
+
+    @contextmanager
+    def _per_document(self) -> Iterator[None]:
+        """Our attention function inside, whichever the decoder trains with: no other knows tapes and step caches."""
+        config = self.model.config
+        before = config._attn_implementation
+        if before == NAME:
+            yield
+            return
+        config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+
+def no_mask(embeds: Tensor) -> Tensor:
+    """Stands for a mask, and keeps transformers from making one of T x T."""
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
 
 
 def _deepstack_arguments(injection: Injection | None) -> dict[str, Any]:

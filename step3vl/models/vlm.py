@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from step3vl.models.attention import document_lengths
+from step3vl.models.attention import PromptTape, StepCache, document_lengths
 from step3vl.models.decoder import Injection, LanguageDecoder
 from step3vl.models.deepstack import DeepStack
 from step3vl.models.flops import TrainingFlops
@@ -98,15 +98,22 @@ class VisionLanguageModel(nn.Module):
         if self.deepstack is not None:
             self.deepstack.init_weights()
 
-    def forward(self, batch: Batch, cache: Cache | None = None, attention_mask: Tensor | None = None) -> Tensor:
-        """Hidden states [B,T,D] of packed rows; with a cache or a mask [B, cached + T], of one sequence a row.
+    def forward(
+        self,
+        batch: Batch,
+        cache: Cache | PromptTape | StepCache | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [B,T,D] of packed rows, which may leave their keys and values on a tape; with another cache or
+        a mask [B, cached + T], of one sequence a row.
 
         Raises:
             ValueError: there are images before `bind`, or as many visual tokens as placeholders are not there.
         """
         embeds = self.decoder.embed(batch.input_ids)  # [B,T,D]
         injection = None
-        blank = self.blank_views(batch) if cache is None and attention_mask is None else None
+        is_packed = attention_mask is None and (cache is None or isinstance(cache, PromptTape))
+        blank = self.blank_views(batch) if is_packed else None
         if blank is not None:
             visual, levels = self.encode_images(blank)
             nothing = torch.stack([tokens.sum() for tokens in (visual, *levels)]).sum() * 0.0
@@ -119,7 +126,7 @@ class VisionLanguageModel(nn.Module):
                 injection = Injection(at, dict(zip(self.deepstack.inject_after, levels, strict=True)))
         elif self.image_token_id is not None:
             self._check(int((batch.input_ids == self.image_token_id).sum()), 0, batch)
-        return self.decoder(embeds, batch.position_ids, cache, attention_mask, injection)
+        return self.decoder(embeds, batch.position_ids, cache, attention_mask, injection, batch.branches)
 
     def encode_images(self, images: Grids) -> tuple[Tensor, list[Tensor]]:
         """Visual tokens of all views in reading order [V,D], and DeepStack's levels [V,D] in the same order."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from step3vl.parallel.blueprint import Blueprint, has_no_memory
+from step3vl.parallel.blueprint import Blueprint, Drawable, has_no_memory
 from step3vl.parallel.recompute import recompute
 from step3vl.parallel.shard import data_mesh, formats, shard
 
 if TYPE_CHECKING:
     from step3vl.parallel.strategy import ShardedStrategy
 
-__all__ = ["Blueprint", "ShardedStrategy", "data_mesh", "formats", "has_no_memory", "recompute", "shard"]
+__all__ = ["Blueprint", "Drawable", "ShardedStrategy", "data_mesh", "formats", "has_no_memory", "recompute", "shard"]
 
 
 def __getattr__(name: str) -> Any:

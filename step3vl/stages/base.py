@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, cast, get_args
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,7 +24,7 @@ from step3vl.evaluation import Benchmark, Case, Record, measure
 from step3vl.generation.sampler import Sampler
 from step3vl.models import VisionLanguageModel
 from step3vl.optim import ParamGroup, build_groups, freeze_parameters
-from step3vl.parallel import Blueprint, data_mesh, flat, has_no_memory, recompute, shard
+from step3vl.parallel import Blueprint, Drawable, data_mesh, flat, has_no_memory, recompute, shard
 from step3vl.types import IGNORE_INDEX, Batch, Sampling, WeightedSum
 
 from .guard import Guard, rewind
@@ -104,25 +104,43 @@ class Stage(LightningModule):
         them. Under ModelParallelStrategy every block is sharded over the data-parallel ranks; FSDPStrategy will wrap
         the model later, and is told how.
         """
-        vision, decoder = list(self.vlm.vision_encoder.blocks()), list(self.vlm.decoder.blocks())
-        blueprint = Blueprint(self.vlm, vision + decoder) if has_no_memory(self.vlm) else None
-        recompute(vision if self.recompute in ("vision", "blocks") else ())
-        recompute(decoder if self.recompute in ("decoder", "blocks") else ())
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy) and self.flat_groups is None:
             if self.init_from is not None:
                 raise ValueError("model.init_from cannot be read under FSDPStrategy; use strategy/fsdp2.yaml")
+            vision, decoder = list(self.vlm.vision_encoder.blocks()), list(self.vlm.decoder.blocks())
+            blueprint = Blueprint(self.vlm, vision + decoder) if has_no_memory(self.vlm) else None
+            self.recompute_blocks(self.vlm)
             self.flat_groups = build_groups(self.vlm, self.param_groups)
             flat.tell(strategy, self.vlm, vision + decoder, blueprint, torch.initial_seed())
-            self.is_sharded, blueprint = True, None
-        if self.device_mesh is not None and not self.is_sharded:
-            shard(self.vlm, vision + decoder, data_mesh(self.device_mesh), getattr(strategy, "policy", None))
+            self.is_sharded = True
+        elif self.flat_groups is None:
+            self.give_memory(self.vlm, self.vlm)
+        self.say_num_passes(self.vlm)
+
+    def give_memory(self, module: Drawable, vlm: VisionLanguageModel) -> None:
+        """Shard `module`, which is or holds the model `vlm`, and draw its weights if it was built without memory."""
+        assert isinstance(module, nn.Module)
+        blocks = [*vlm.vision_encoder.blocks(), *vlm.decoder.blocks()]
+        blueprint = Blueprint(module, blocks) if has_no_memory(module) else None
+        self.recompute_blocks(vlm)
+        strategy = self.trainer.strategy
+        if self.device_mesh is not None and not any(isinstance(p, DTensor) for p in module.parameters()):
+            shard(module, blocks, data_mesh(self.device_mesh), getattr(strategy, "policy", None))
             self.is_sharded = True
         if blueprint is not None:
-            blueprint.fill(self.vlm, strategy.root_device, strategy.broadcast(torch.initial_seed()))
+            blueprint.fill(module, strategy.root_device, strategy.broadcast(torch.initial_seed()))
+
+    def recompute_blocks(self, vlm: VisionLanguageModel) -> None:
+        """Switch recomputation on in the blocks that `recompute` names."""
+        recompute(list(vlm.vision_encoder.blocks()) if self.recompute in ("vision", "blocks") else ())
+        recompute(list(vlm.decoder.blocks()) if self.recompute in ("decoder", "blocks") else ())
+
+    def say_num_passes(self, vlm: VisionLanguageModel) -> None:
+        """With several ranks, fix how often a model's encoder runs."""
         if self.trainer.world_size > 1:
-            layout = self.vlm.image_spec.layout
-            self.vlm.num_encoder_passes = len({layout.global_pixels, layout.crop_pixels})
+            layout = vlm.image_spec.layout
+            vlm.num_encoder_passes = len({layout.global_pixels, layout.crop_pixels})
 
     def cpu(self) -> Self:
         """To main memory, as Lightning wants at the end; a model that never got memory stays as it is."""
