@@ -43,8 +43,9 @@ class Case:
         )
 
     def without_images(self) -> Case:
-        """The same case for scoring alone."""
-        return replace(self, prompt=Prompt(messages=self.prompt.messages))
+        """The same case for scoring alone; `gold` remembers the sizes of its images."""
+        sizes = {"image_sizes": [image.size for image in self.prompt.images]} if self.prompt.images else {}
+        return replace(self, prompt=Prompt(messages=self.prompt.messages), gold=self.gold | sizes)
 
 
 class Benchmark(ABC):

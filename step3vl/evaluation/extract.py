@@ -40,8 +40,22 @@ def boxed(text: str) -> str | None:
     return found
 
 
-def code_block(text: str, languages: tuple[str, ...] = ("python", "py", "python3")) -> str | None:
-    """The last fenced block in one of `languages`, else the last without a language; one left open runs to the end."""
+def stated(text: str) -> str:
+    """What stands in the last box, or after the last "the answer is" or "answer:", else the last line."""
+    inner = boxed(text)
+    if inner is not None:
+        return inner
+    said = final_text(text)
+    parts = re.split(r"(?i)\banswer(?:\s+is)?\s*:?\s*", said)
+    lines = (parts[-1] if len(parts) > 1 else said).strip().splitlines()
+    return (lines[0] if len(parts) > 1 and lines else lines[-1] if lines else "").strip().rstrip(".")
+
+
+def code_block(text: str, languages: tuple[str, ...] = ("python", "py", "python3"), holding: str = "") -> str | None:
+    """The last fenced block in one of `languages`, else the last without a language; one left open runs to the end.
+
+    Blocks in which `holding` stands go before those in which it does not: an example after the program is no program.
+    """
     text = final_text(text)[-4 * TAIL :]
     blocks: list[tuple[str, str]] = []
     fence, language, start = "", "", 0
@@ -55,7 +69,7 @@ def code_block(text: str, languages: tuple[str, ...] = ("python", "py", "python3
         blocks.append((language, text[start:]))
     for accepted in (languages, ("",)):
         if own := [block for language, block in blocks if language in accepted]:
-            return own[-1]
+            return ([block for block in own if holding in block] or own)[-1]
     return None
 
 
@@ -92,6 +106,7 @@ _NAMED = re.compile(
     r"(?i:\b(?:vitamin|point|points|vertex|angle|line|segment|figure|fig\.?|panel|type|class|group|grade|node|plan"
     r"|hepatitis|section|team|image|person|object|not|never|or|unlike|than|eliminate|reject|exclude|\d{1,9})\s|n't\s)$"
 )
+_SEVERAL = re.compile(r"\b[A-J]\)?\s(?:and|or|&)\s\(?[A-J]\b(?!')")
 _ONLY = re.compile(r"(?:\W|_)*([A-Ja-j])(?:\W|_)*")
 
 
@@ -124,6 +139,8 @@ def option_letter(text: str) -> str | None:
         marked or sorted(items) if not listed else []
     ):
         return letters[-1]
+    if _SEVERAL.search(text):
+        return None
     alone = {m[1] for m in _ALONE.finditer(text) if not _NAMED.search(text[max(0, m.start() - 12) : m.start()])}
     return alone.pop() if len(alone) == 1 else None
 

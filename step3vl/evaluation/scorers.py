@@ -92,7 +92,8 @@ def _gold_box(case: Case) -> tuple[float, float, float, float]:
     region = next((r for r in case.regions if r.label == "answer"), None)
     if region is None:
         raise ValueError(f"{case.id}: a {case.answer_type} case needs a region labelled 'answer', it has none")
-    width, height = case.prompt.images[region.image].size
+    sizes = [image.size for image in case.prompt.images] or case.gold["image_sizes"]
+    width, height = sizes[region.image]
     x0, y0, x1, y1 = region.box
     return (
         x0 * COORDINATE_SPAN / width,

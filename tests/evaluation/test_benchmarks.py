@@ -8,9 +8,10 @@ import pytest
 
 import step3vl.evaluation.benchmarks as benchmarks
 from step3vl.evaluation import Case, evaluate, majority_score, summarise
+from step3vl.evaluation.benchmarks.diagrams import called, calls_of
 from step3vl.evaluation.benchmarks.hub import HubBenchmark
 from step3vl.evaluation.benchmarks.pointing import corners, inside, overlap, rectangle
-from step3vl.evaluation.benchmarks.programs import asserted, hidden_tests, same_output
+from step3vl.evaluation.benchmarks.programs import hidden_tests, same_output
 from step3vl.evaluation.benchmarks.twins import TWINS
 from step3vl.evaluation.sandbox import missing_isolation
 from step3vl.types import Sampling
@@ -36,7 +37,7 @@ def right(case: Case) -> str:
         return f"\\boxed{{{case.answer}}}" if case.answer_type == "math" else case.answer
     question, function = case.prompt.messages[-1].content, case.gold["function"]
     if function == "solution":
-        value = next(gold for args, gold in case.gold["tests"] if args == [1])
+        value = case.gold["script"].partition("solution(1) == ")[2].split()[0]
         return f"```python\ndef solution(n):\n    return {value} * n\n```"
     sign = "*" if "a * b" in question else "+"
     if function is None:
@@ -156,11 +157,41 @@ def test_hidden_tests_are_read_without_running_them():
 
 
 def test_test_scripts_are_taken_apart():
-    script = "def test():\n    assert f([1, 2], 'a') == {'a': 3}\n    assert f([], '') == {}\n"
-    assert asserted(script) == ("f", [([[1, 2], "a"], {"a": 3}), ([[], ""], {})])
-    for bad in ("assert f(x) == 1", "assert abs(f(1) - 2) < 1", "assert f(1) == g(2)", "x = 1"):
+    signature = 'from typing import List\n\ndef f(a: List[int], b=\'\'):\n    """What the diagram shows."""'
+    script = "def test():\n    assert f([1, 2], 'a') == {'a': 3}\n    assert abs(f(({1}, -2)) - 0.5) < 1e-6\n"
+    assert calls_of(script, signature) == ("f", [[[1, 2], "a"], [({1}, -2)]])
+    assert called(script).endswith("\ntest()\n") and called(script + "test()").count("test()\n") == 1
+    for bad in ("assert f(x) == 1", "assert f(a=1) == 1", "assert g(1) == 2", "x = 1"):
         with pytest.raises(ValueError):
-            asserted(bad)
+            calls_of(bad, signature)
+    with pytest.raises(ValueError, match="defines no function"):
+        calls_of(script, "x = 1\nif x:")
+
+
+@pytest.mark.skipif(not ISOLATED, reason="programs are not run where they cannot be isolated")
+@pytest.mark.parametrize(
+    "said, score",
+    [
+        ("```python\ndef solution(dots):\n    return len(set(dots)), 0.5\n```", 1),
+        ("```python\ndef solution(dots):\n    return [len(set(dots)), 0.5]\n```", 0),
+        ("```python\ndef solution(dots):\n    return len(dots), 0.5\n```", 0),
+        ("```python\n    return len(set(dots)), 0.5\n```", 1),
+        ("```python\ndef solution(dots: List[tuple]):\n    return len(set(dots)), 0.5\n```", 1),
+        ("```python\ndef solution(dots):\n    return len(set(dots)), 0.5\n```\nTry:\n```python\nsolution([])\n```", 1),
+        ("```python\nimport numpy as np\ndef solution(dots):\n    return np.int64(len(set(dots))), 0.5\n```", 1),
+        ("```python\ndef solution(dots):\n    dots.clear()\n    return 2, 0.5\n```", 0),
+        ("```python\ndef helper():\n    return 1\n```", 0),
+    ],
+)
+def test_functions_get_tuples_and_give_them(said, score, twins):
+    made = benchmark("HumanEvalV", twins)
+    case = made.cases(1)[0]
+    signature = 'from typing import List\n\ndef solution(dots: List[tuple]) -> tuple:\n    """Different dots."""'
+    script = "def test():\n    assert solution([(1, 2), (1, 2), (3, 4)]) == (2, 0.5)\n"
+    script += "    assert abs(solution([(0, 0)])[0] - 1.0) < 0.01\n"
+    function, calls = calls_of(script, signature)
+    case.gold = {"function": function, "calls": calls, "signature": signature, "script": called(script)}
+    assert made.score(case, said) == score
 
 
 @pytest.mark.parametrize(
@@ -172,10 +203,31 @@ def test_test_scripts_are_taken_apart():
         ("", "1", 0),
         ("yes", "Yes", 0),
         ("nan", "nan", 1),
+        ("100000000000000001", "100000000000000000", 0),
+        ("2.50 1e3", "2.5 1000", 1),
     ],
 )
 def test_outputs_are_compared_line_by_line(said, gold, same):
     assert same_output(said, gold) == bool(same)
+
+
+@pytest.mark.skipif(not ISOLATED, reason="programs are not run where they cannot be isolated")
+@pytest.mark.parametrize(
+    "code, score",
+    [
+        ("class Solution:\n    def answer(self, a, b):\n        return a * b", 1),
+        ("def answer(a, b):\n    return a * b", 1),
+        ("class Solution:\n    def answer(self, a, b):\n        return reduce(mul, deepcopy([a, b]))", 1),
+        ("import numpy as np\ndef answer(a, b):\n    return np.prod([a, b])", 1),
+        ("def answer(a, b):\n    return (a * b,)", 0),
+        ("def answer(a, b):\n    return str(a * b)", 0),
+        ("def other(a, b):\n    return a * b", 0),
+    ],
+)
+def test_methods_and_functions_of_livecodebench(code, score, twins):
+    made = benchmark("LiveCodeBench", twins)
+    case = next(c for c in made.cases() if c.gold["function"] and "a * b" in c.prompt.messages[-1].content)
+    assert made.score(case, f"```python\n{code}\n```") == score
 
 
 @pytest.mark.skipif(not ISOLATED, reason="programs are not run where they cannot be isolated")
@@ -227,3 +279,16 @@ def test_a_program_may_import_from_the_future(twins):
     case = made.cases(1)[0]
     code = right(case).replace("def solution", "from __future__ import annotations\ndef solution")
     assert made.score(case, code) == 1.0
+
+
+@pytest.mark.skipif(not ISOLATED, reason="programs are not run where they cannot be isolated")
+def test_livecodebench_reads_the_files_of_all_releases(tmp_path):
+    folder = tmp_path / "code_generation_lite"
+    folder.mkdir()
+    tests = json.dumps([{"input": "1\n", "output": "1\n", "testtype": "stdin"}])
+    for number, name in enumerate(("test.jsonl", "test2.jsonl", "test10.jsonl", "tests_of_mine.jsonl")):
+        row = {"question_id": str(number), "question_content": "?", "starter_code": "", "public_test_cases": tests}
+        row |= {"private_test_cases": "[]", "metadata": "{}", "contest_date": f"2025-0{number + 1}-01T00:00:00"}
+        (folder / name).write_text(json.dumps(row) + "\n")
+    assert [case.id for case in benchmarks.LiveCodeBench(str(tmp_path)).cases()] == ["0", "1", "2"]
+    assert [case.id for case in benchmarks.LiveCodeBench(str(tmp_path), first_date="2025-02-15").cases()] == ["2"]

@@ -6,10 +6,11 @@ where ours differ, docs/evaluation.md says why.
 
 from .choice import AI2D, BLINK, MMMU, MMVP, AllAngles, CCBench, MMBench, MMStar, VStar
 from .counting import CountBench
+from .diagrams import HumanEvalV
 from .hub import HubBenchmark
 from .mathematics import AIME2025, HMMT2025, MathVision, MathVista
 from .pointing import OSWorldG, RefCOCO, ScreenSpotPro, ScreenSpotV2
-from .programs import HumanEvalV, LiveCodeBench
+from .programs import LiveCodeBench
 from .reading import OCRBench, SimpleVQA
 from .reasoning import PhyX, ReMI
 

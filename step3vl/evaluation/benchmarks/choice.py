@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from step3vl.evaluation.benchmark import Case
-from step3vl.evaluation.extract import final_text, last_number, option_letter
+from step3vl.evaluation.extract import final_text, last_number, option_letter, stated
 from step3vl.evaluation.runner import Record
 
 from .hub import HubBenchmark, Row, asked, interleaved, is_given, lettered, letters, listed, picture
@@ -20,19 +20,30 @@ from .hub import HubBenchmark, Row, asked, interleaved, is_given, lettered, lett
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
+ARTICLES = {"a", "an", "the"}
+
+
 def plain(text: str) -> str:
     return re.sub(r"\W+", " ", text).strip().casefold()
 
 
+def words(text: str) -> list[str]:
+    """Words without articles, case and punctuation."""
+    return [word for word in plain(text).split() if word not in ARTICLES]
+
+
 def chosen(text: str, case: Case) -> str | None:
-    """The letter that an answer names, or whose option it repeats; None: neither."""
+    """The letter that an answer names, or whose option it, or what it states, repeats; None: neither."""
     options: Sequence[str] = case.gold["options"]
     letter = option_letter(text)
     if letter in letters(len(options)):
         return letter
-    said = plain(final_text(text))
-    same = [letter for letter, option in zip(letters(len(options)), options) if plain(str(option)) == said]
-    return same[0] if said and len(same) == 1 else None
+    for said in (final_text(text), stated(text)):
+        same = [letter for letter, option in zip(letters(len(options)), options) if plain(said) == plain(str(option))]
+        same = same or [x for x, option in zip(letters(len(options)), options) if words(said) == words(str(option))]
+        if plain(said) and len(same) == 1:
+            return same[0]
+    return None
 
 
 class Choice(HubBenchmark):

@@ -170,14 +170,14 @@ def _parquet(file: Path) -> Iterator[Row]:
 
 def _json(file: Path) -> Iterator[Row]:
     try:
-        text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
-            content = json.loads(text)
+            content = json.loads(file.read_text(encoding="utf-8"))
             yield from content.values() if isinstance(content, dict) else content
             return
-        for line in text.splitlines():
-            if line.strip():
-                yield json.loads(line)
+        with file.open(encoding="utf-8") as lines:  # some files are larger than memory
+            for line in lines:
+                if line.strip():
+                    yield json.loads(line)
     except ValueError as error:
         raise ValueError(f"{file} cannot be read as JSON ({error})") from None
 

@@ -32,7 +32,7 @@ class Mathematics(HubBenchmark):
         return self.scores([(case, text)])[0]
 
     def scores(self, pairs: Sequence[tuple[Case, str]]) -> list[float]:
-        return [float(found is True) for found in verify([(text, case.answer) for case, text in pairs])]
+        return [float(found) for found in equal([(text, case.answer) for case, text in pairs])]
 
     def is_readable(self, case: Case, text: str) -> bool:
         said = final_text(text)  # an answer without a box or a number may still be an expression, but not a paragraph
@@ -92,8 +92,8 @@ class MathVision(Mathematics):
         found = [float(bool(case.gold["options"]) and chosen(text, case) == case.answer) for case, text in pairs]
         left = [i for i, (case, text) in enumerate(pairs) if not found[i] and not _names_an_option(case, text)]
         values = [(pairs[i][1], _value(pairs[i][0])) for i in left]
-        for i, verdict in zip(left, verify(values)):
-            found[i] = float(verdict is True)
+        for i, verdict in zip(left, equal(values)):
+            found[i] = float(verdict)
         return found
 
 
@@ -145,6 +145,27 @@ class MathVista(Judged):
 
     def is_readable(self, case: Case, text: str) -> bool:
         return chosen(text, case) is not None if case.answer_type == "letter" else _stated_number(text) is not None
+
+
+def equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Whether each text says what its gold is, to math-verify.
+
+    It reads several boxes as several answers, and no expression without dollars. So where it says no it is asked again
+    with the last box alone, or with the whole of a short answer.
+    """
+    found = [verdict is True for verdict in verify(pairs)]
+    again = [(i, said) for i, (text, _) in enumerate(pairs) if not found[i] and (said := _expression(text))]
+    for (i, _), verdict in zip(again, verify([(f"${said}$", pairs[i][1]) for i, said in again]) if again else []):
+        found[i] = verdict is True
+    return found
+
+
+def _expression(text: str) -> str:
+    """The last box's content, or a short answer, without words; "" for anything else."""
+    inner = boxed(text)
+    said = (final_text(text) if inner is None else inner).strip().rstrip(".")
+    has_words = re.search(r"[A-Za-z]{2,}", re.sub(r"\\[a-zA-Z]+", "", said)) is not None
+    return said if len(said) <= LONGEST_EXPRESSION and "$" not in said and not has_words else ""
 
 
 def _hint(row: Row) -> str:

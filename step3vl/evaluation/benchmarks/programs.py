@@ -1,28 +1,31 @@
 """Programming: a program is right when it passes all tests, run in a sandbox (`step3vl.evaluation.sandbox`).
 
-Expected values never enter the sandbox: outputs and return values come out of it and are compared here. So a program
-cannot pass by ending early, printing "passed", or lying in an `__eq__`.
+Expected values never meet a program: outputs and return values come out of its sandbox and are compared elsewhere. So
+a program cannot pass by ending early, printing "passed", or lying in an `__eq__`.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
 import io
 import json
 import pickle
 import re
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, InvalidOperation
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from step3vl.evaluation.benchmark import Case
 from step3vl.evaluation.extract import code_block
-from step3vl.evaluation.sandbox import Limits, call, missing_isolation, run, same_value
+from step3vl.evaluation.sandbox import PACKAGES, Limits, call, missing_isolation, run, same_value
 from step3vl.types import Message
 
-from .hub import HubBenchmark, Row, asked, picture
+from .hub import HubBenchmark, Row, asked
 
 SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
@@ -37,24 +40,18 @@ STDIN = (
     "the sample inputs). Enclose your code within delimiters as follows.\n```python\n# YOUR CODE HERE\n```\n\n"
     "### Answer: (use the provided format with backticks)\n"
 )
-DIAGRAM = (
-    "Complete the following Python function so that it does what the diagram shows. Put the whole function into one "
-    "```python block.\n\n```python\n{signature}\n```"
+SITE_MODULES = ("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics",
+                "itertools", "functools", "operator", "io", "sys", "json")  # fmt: skip
+SITE_PRELUDE = "\n".join(
+    [f"from {name} import *" for name in [*SITE_MODULES, "builtins", "typing"]]
+    + [f"import {name}" for name in SITE_MODULES]
+    + ["sys.setrecursionlimit(50000)\n"]
 )
-PRELUDE = """from typing import *
-import bisect, collections, functools, heapq, itertools, math, operator, re, string, sys
-from collections import Counter, OrderedDict, defaultdict, deque
-from functools import cache, cmp_to_key, lru_cache, reduce
-from heapq import heapify, heappop, heappush
-from itertools import accumulate, combinations, permutations, product
-from math import ceil, comb, floor, gcd, inf, sqrt
-sys.setrecursionlimit(50000)
-"""
-"""What a solution may use without importing it, as on the sites that its tasks come from."""
+"""What a solution of LiveCodeBench may use without importing it: the names, and the order, of its own checker."""
 
 
 class Programs(HubBenchmark):
-    """Scores programs, several at a time.
+    """Scores programs, several at a time. They have numpy where it is installed, as with the released checkers.
 
     Args:
         data_root, num_cases: as in HubBenchmark.
@@ -74,6 +71,7 @@ class Programs(HubBenchmark):
         super().__init__(data_root, num_cases)
         self.num_processes = num_processes
         self.limits = Limits(cpu_s=wall_s, wall_s=wall_s, memory_mb=memory_mb)
+        self.packages = [name for name in PACKAGES if find_spec(name) is not None]
 
     def stream(self, limit: int | None = None) -> Iterator[Case]:
         if missing := missing_isolation():
@@ -84,7 +82,7 @@ class Programs(HubBenchmark):
         return super().stream(limit)
 
     def score(self, case: Case, text: str) -> float:
-        code = code_block(text)
+        code = self.program(case, text)
         return float(code is not None and self.passes(case, code))
 
     def scores(self, pairs: Sequence[tuple[Case, str]]) -> list[float]:
@@ -92,16 +90,30 @@ class Programs(HubBenchmark):
             return list(pool.map(lambda pair: self.score(*pair), pairs))
 
     def is_readable(self, case: Case, text: str) -> bool:
-        return code_block(text) is not None
+        return self.program(case, text) is not None
 
+    def program(self, case: Case, text: str) -> str | None:
+        """The program in an answer; None: there is none."""
+        return code_block(text)
+
+    @abstractmethod
     def passes(self, case: Case, code: str) -> bool:
         """Whether a program passes all tests of a case."""
-        function, tests, code = case.gold["function"], case.gold["tests"], with_prelude(code)
-        if function is None:
-            outcomes = (run(code, given, self.limits) for given, _ in tests)
-            return all(o.status == "ok" and same_output(o.stdout, gold) for o, (_, gold) in zip(outcomes, tests))
-        found = call(code, function, [given for given, _ in tests], self.limits)
-        return all(o.status == "ok" and same_value(o.value, gold) for o, (_, gold) in zip(found, tests))
+
+    def printed(self, code: str, stdin: str = "") -> str | None:
+        """What a program prints; None: it did not end well."""
+        outcome = run(code, stdin, self.limits, packages=self.packages)
+        return outcome.stdout if outcome.status == "ok" else None
+
+    def values(self, code: str, function: str, arguments: Sequence[Sequence[Any]]) -> list[Any] | None:
+        """What a program's function returns for each row of arguments; None: one of the calls did not end well."""
+        values = []
+        for row in arguments:  # the first failure ends it: a program that hangs would hang every time
+            (outcome,) = call(code, function, [row], self.limits, packages=self.packages)
+            if outcome.status != "ok":
+                return None
+            values.append(outcome.value)
+        return values
 
 
 class LiveCodeBench(Programs):
@@ -129,6 +141,12 @@ class LiveCodeBench(Programs):
         super().__init__(data_root, num_cases, num_processes, wall_s, memory_mb)
         self.first_date, self.last_date = first_date, last_date
 
+    def files(self) -> list[Path]:
+        """test.jsonl and what later releases added: test2.jsonl, test3.jsonl, ..., in this order."""
+        named = [(re.fullmatch(r"test(\d*)\.jsonl", path.name), path) for path in self.folder().rglob("test*.jsonl")]
+        releases = sorted((int(match[1] or 1), path) for match, path in named if match)
+        return [path for _, path in releases] or super().files()
+
     def keeps(self, row: Row) -> bool:
         date = str(row.get("contest_date", ""))[:10]
         return (self.first_date or "") <= date and (self.last_date is None or date <= self.last_date)
@@ -147,51 +165,49 @@ class LiveCodeBench(Programs):
             answer_type="program",
             group=str(row.get("difficulty", "")),
             gold={
-                "function": f"Solution.{name}" if name else None,
+                "function": name,
                 "tests": [_functional(test) if name else (test["input"], test["output"]) for test in tests],
             },
         )
 
-
-class HumanEvalV(Programs):
-    """HumanEval-V (253 functions that a diagram explains). Tests are the `assert f(...) == value` of a test script."""
-
-    repo, split = "HumanEval-V/HumanEval-V-Benchmark", "test"
-    columns = ("qid", "diagram", "function_signature", "test_script")
-
-    def read(self, row: Row, number: int) -> Case:
-        name, tests = asserted(row["test_script"])
-        text = DIAGRAM.format(signature=row["function_signature"].strip())
-        return Case(
-            id=str(row["qid"]),
-            prompt=asked(text, [picture(row["diagram"], row, "diagram")]),
-            answer=f"{len(tests)} tests",
-            answer_type="program",
-            gold={"function": name, "tests": tests},
+    def passes(self, case: Case, code: str) -> bool:
+        """A program prints what is expected; a method, or a function where there is no class Solution, returns it."""
+        function, tests = case.gold["function"], case.gold["tests"]
+        whole = with_prelude(code, SITE_PRELUDE)
+        if function is None:
+            return all(
+                (said := self.printed(whole, given)) is not None and same_output(said, gold) for given, gold in tests
+            )
+        name = f"Solution.{function}" if "class Solution" in code else function
+        values = self.values(whole, name, [given for given, _ in tests])
+        return values is not None and all(
+            same_value(list(said) if isinstance(said, tuple) else said, gold)  # not punished for a tuple
+            for said, (_, gold) in zip(values, tests)
         )
 
 
 # ------------------------------------------------------------------------------------------------ tests
 
 
-def with_prelude(code: str) -> str:
-    """A program behind PRELUDE; its imports from __future__ must stay first."""
+def with_prelude(code: str, prelude: str) -> str:
+    """A program behind what it may use; its imports from __future__ must stay first."""
     first = re.compile(r"^from __future__ import .*$", re.MULTILINE)
-    return "\n".join([*first.findall(code), PRELUDE, first.sub("", code)])
+    return "\n".join([*first.findall(code), prelude, first.sub("", code)])
 
 
 def same_output(said: str, gold: str) -> bool:
     """Equal line by line but for spaces at the ends; numbers in equal places may be written in another way."""
-    lines = [[line.strip() for line in text.strip().splitlines()] for text in (said, gold)]
+    lines = [[line.strip() for line in text.strip().split("\n")] for text in (said, gold)]
     if len(lines[0]) != len(lines[1]):
         return False
     return all(a == b or _numbers(a) == _numbers(b) is not None for a, b in zip(*lines))
 
 
-def _numbers(line: str) -> list[float] | None:
+def _numbers(line: str) -> list[Decimal] | None:
+    """Exact ones: as floats, 10**17 and 10**17 + 1 are the same."""
     try:
-        return [float(word) for word in line.split()]
-    except ValueError:
+        return [Decimal(word) for word in line.split()]
+    except InvalidOperation:
         return None
 
 
@@ -213,31 +229,3 @@ class _TextOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         raise ValueError(f"hidden tests name {module}.{name}; they may hold text only")
-
-
-def asserted(script: str) -> tuple[str, list[tuple[list[Any], Any]]]:
-    """The function under test, and (arguments, expected value) of each assertion of a test script.
-
-    Raises:
-        ValueError: an assertion is of another form than `assert f(literals) == literal`.
-    """
-    names, tests = set(), []
-    for node in ast.walk(ast.parse(script)):
-        if not isinstance(node, ast.Assert):
-            continue
-        test = node.test
-        if not (
-            isinstance(test, ast.Compare)
-            and isinstance(test.left, ast.Call)
-            and isinstance(test.left.func, ast.Name)
-            and not test.left.keywords
-            and [type(op) for op in test.ops] == [ast.Eq]
-        ):
-            raise ValueError(
-                f"the assertion {ast.unparse(node)[:80]!r} is not of the form assert f(literals) == literal"
-            )
-        names.add(test.left.func.id)
-        tests.append(([ast.literal_eval(arg) for arg in test.left.args], ast.literal_eval(test.comparators[0])))
-    if len(names) != 1:
-        raise ValueError(f"a test script must test one function, this one tests {sorted(names) or 'none'}")
-    return names.pop(), tests

@@ -7,10 +7,8 @@ import re
 from step3vl.evaluation.benchmark import Case
 from step3vl.evaluation.extract import final_text
 
-from .choice import plain
+from .choice import words
 from .hub import HubBenchmark, Judged, Row, asked, picture
-
-ARTICLES = {"a", "an", "the"}
 
 
 class OCRBench(HubBenchmark):
@@ -54,11 +52,6 @@ class SimpleVQA(Judged):
 
     def score(self, case: Case, text: str) -> float:
         return float(words(final_text(text)) == words(case.answer))
-
-
-def words(text: str) -> list[str]:
-    """Words without articles, case and punctuation."""
-    return [word for word in plain(text).split() if word not in ARTICLES]
 
 
 def _one_line(text: str) -> str:

@@ -131,8 +131,9 @@ def all_angles(corpus: Corpus, num: int) -> list[Row]:
     numbered = [s for s in corpus.samples("vqa-images-level4", 8 * num) if s.answer in ("1", "2", "3")][:num]
     for i, sample in enumerate(numbered):
         files = {f"images/{i:04d}_{n}.png": png(image)["bytes"] for n, image in enumerate(sample.images)}
-        row = {"index": i, "image_path": list(files), "question": words_of(sample), "A": "1", "B": "2", "C": "3"}
-        rows.append({**row, "answer": letters(3)[int(str(sample.answer)) - 1], "category": "counting", "files": files})
+        row = {"index": i, "folder": f"scene {i}", "category": "counting", "pair_idx": None, "image_path": list(files)}
+        row |= {"question": words_of(sample), "A": "1", "B": "2", "C": "3", "sourced_dataset": "generated"}
+        rows.append({**row, "answer": letters(3)[int(str(sample.answer)) - 1], "files": files})
     return rows
 
 
@@ -270,8 +271,8 @@ def remi(corpus: Corpus, num: int) -> list[Row]:
     for i, sample in enumerate(corpus.samples("vqa-images-level4", num)):
         images = {f"image_{n}": png(sample.images[n - 1]) if n <= len(sample.images) else None for n in range(1, 7)}
         marks = " ".join(f"<image{n + 1}>" for n in range(len(sample.images)))
-        rows.append({"id": i, "question": f"{marks} {words_of(sample)}", "label": sample.answer, "task": "Isomorphism"})
-        rows[-1] |= images
+        task = "RefCoco" if i % 2 else "EmojiAlgebra"
+        rows.append({"question": f"{marks} {words_of(sample)}", "label": sample.answer, "task": task, **images})
     return rows
 
 
@@ -327,7 +328,10 @@ def humaneval_v(corpus: Corpus, num: int) -> list[Row]:
             {
                 "qid": f"q{i}",
                 "diagram": png(sample.images[0]),
+                "ground_truth_solution": f"def solution(n: int) -> int:\n    return {sample.answer} * n",
+                "ground_truth_diagram_description": str(sample.answer),
                 "function_signature": f'def solution(n: int) -> int:\n    """{words_of(sample)} Times n."""',
+                "task_type": "Validation",
                 "test_script": f"def test():\n    assert solution(1) == {sample.answer}\n"
                 f"    assert solution(3) == {3 * int(sample.answer or 0)}\n",
             }

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import choice, counting, mathematics, pointing, programs, reading, reasoning
+from . import choice, counting, diagrams, mathematics, pointing, programs, reading, reasoning
 from . import twin_rows as made
 from .hub import HubBenchmark, Row
 from .twin_source import Corpus
@@ -32,7 +32,7 @@ def write_twins(corpus: Path, out: Path, num_cases: int = 32, only: Iterable[str
 
 def _write(kind: type[HubBenchmark], rows: list[Row], out: Path) -> Path:
     config = [kind.config] if kind.config else []
-    folder = out.joinpath(kind.repo, *config, "data")
+    folder = out.joinpath(kind.repo, *config, *([] if kind is choice.AllAngles else ["data"]))
     folder.mkdir(parents=True, exist_ok=True)
     if kind is choice.AllAngles:  # images lie beside its rows
         for row in rows:
@@ -71,7 +71,7 @@ TWINS: dict[type[HubBenchmark], Callable[[Corpus, int], list[Row]]] = {
     pointing.OSWorldG: made.osworld_g,
     choice.BLINK: made.blink,
     choice.AllAngles: made.all_angles,
-    programs.HumanEvalV: made.humaneval_v,
+    diagrams.HumanEvalV: made.humaneval_v,
     choice.MMVP: made.mmvp,
     reading.SimpleVQA: made.simplevqa,
     choice.CCBench: made.mmbench,

@@ -7,5 +7,6 @@ Expected answers never enter the sandbox: they are compared by the caller, with 
 from .execute import call, run
 from .isolation import is_isolated, missing_isolation
 from .outcome import Limits, Outcome, same_value
+from .places import PACKAGES
 
-__all__ = ["Limits", "Outcome", "call", "is_isolated", "missing_isolation", "run", "same_value"]
+__all__ = ["PACKAGES", "Limits", "Outcome", "call", "is_isolated", "missing_isolation", "run", "same_value"]

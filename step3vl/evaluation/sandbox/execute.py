@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import selectors
 import signal
@@ -18,30 +19,40 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .harness import packed, unpacked
 from .isolation import missing_isolation
 from .outcome import Limits, Outcome, Status
+from .places import INSIDE, package_folders, package_place, places
 from .syscalls import filter_program
 
 MAX_CODE_BYTES = 1_000_000
 START_S = 20.0  # to build a jail on a busy machine; the program's own clock starts after it
 GRACE_S = 2.0  # between letting the leash go and killing whoever is left
 _HERE = Path(__file__).parent
-_SYSTEM = ["/usr/lib", "/usr/lib64", "/usr/lib32", "/usr/local/lib", "/usr/share/zoneinfo", "/lib", "/lib64", "/lib32"]
+_START = "__import__('sys').path.append({place!r}); exec(compile(open({program!r}).read(), {program!r}, 'exec'))"
 
 
-def run(code: str, stdin: str = "", limits: Limits | None = None, allow_unisolated: bool = False) -> Outcome:
+def run(
+    code: str,
+    stdin: str = "",
+    limits: Limits | None = None,
+    allow_unisolated: bool = False,
+    packages: Sequence[str] = (),
+) -> Outcome:
     """Run a program as a script and return what it printed.
 
-    The program sees the standard library only, an empty folder, no environment, no network and none of this machine's
-    files but the interpreter's. `status` is "refused" for code that is no text or above 1 MB. Safe in any thread.
+    The program sees the standard library and `packages` (of PACKAGES, read-only), an empty folder, no environment, no
+    network and none of this machine's files but the interpreter's. `status` is "refused" for code that is no text or
+    above 1 MB. Safe in any thread.
 
     Raises:
         RuntimeError: the machine cannot isolate, unless `allow_unisolated`; or building the jail failed.
+        ValueError: a package that is not installed, or not one that programs may have.
     """
     limits = limits or Limits()
     if refusal := _refuse(code) or _refuse(stdin, 64 * MAX_CODE_BYTES):
         return refusal
-    return _execute(code, stdin.encode(), None, limits, _isolate(allow_unisolated))
+    return _execute(code, stdin.encode(), None, limits, _isolate(allow_unisolated), package_folders(packages))
 
 
 def call(
@@ -50,27 +61,31 @@ def call(
     arguments_list: Sequence[Sequence[Any]],
     limits: Limits | None = None,
     allow_unisolated: bool = False,
+    packages: Sequence[str] = (),
 ) -> list[Outcome]:
     """Call a program's function once for each row of positional arguments, each in a fresh jail.
 
-    Arguments go in and values come out as JSON; compare `outcome.value` with the expected value here, never inside.
+    Arguments and values are numbers, text, None, lists, tuples, sets and dictionaries of them. Compare `outcome.value`
+    with the expected value here, never inside.
     `function_name` may be dotted: "Solution.two_sum" makes a Solution and calls its method. `limits` hold for each.
 
     Raises:
         RuntimeError: as `run`.
-        ValueError: arguments that JSON cannot carry.
+        ValueError: as `run`, and for arguments of another kind.
     """
-    limits, isolated = limits or Limits(), _isolate(allow_unisolated)
+    limits, isolated, folders = limits or Limits(), _isolate(allow_unisolated), package_folders(packages)
+    path = [package_place(folders, isolated)] if folders else []
     if refusal := _refuse(code):
         return [refusal] * len(arguments_list)
     outcomes = []
     for arguments in arguments_list:
         nonce = secrets.token_hex(16)
         try:
-            text = json.dumps({"code": code, "function": function_name, "arguments": list(arguments), "nonce": nonce})
+            job = {"code": code, "function": function_name, "arguments": packed(list(arguments)), "nonce": nonce}
         except TypeError as error:
-            raise ValueError(f"call: arguments of {function_name} must be JSON values: {error}") from error
-        outcomes.append(_execute((_HERE / "harness.py").read_text(), b"", (nonce, text), limits, isolated))
+            raise ValueError(f"call: arguments of {function_name} must be plain values: {error}") from error
+        text = json.dumps(job | {"path": path})
+        outcomes.append(_execute((_HERE / "harness.py").read_text(), b"", (nonce, text), limits, isolated, folders))
     return outcomes
 
 
@@ -93,20 +108,30 @@ def _refuse(text: str, max_bytes: int = MAX_CODE_BYTES) -> Outcome | None:
     return Outcome(stdout="", stderr=f"refused: {reason}", status="refused", seconds=0.0) if reason else None
 
 
-def _execute(code: str, stdin: bytes, harness: tuple[str, str] | None, limits: Limits, isolated: bool) -> Outcome:
+def _execute(
+    code: str,
+    stdin: bytes,
+    harness: tuple[str, str] | None,
+    limits: Limits,
+    isolated: bool,
+    packages: dict[str, str] | None = None,
+) -> Outcome:
     """One jail from beginning to end. `harness`: nonce of the value and the job as JSON, for `call`."""
     python, nonce = os.path.realpath(getattr(sys, "_base_executable", sys.executable)), secrets.token_hex(16)
     names = ("stdout", "stderr", "status", *(["value"] if harness else []))
     with contextlib.ExitStack() as stack:
         folder = "/" if isolated else stack.enter_context(_folder(code))
-        job = {
+        job: dict[str, Any] = {
             "nonce": nonce,
             "isolated": isolated,
             "limits": asdict(limits),
             "filter": (filter_program() or b"").hex(),
             "files": {"program.py": code},
             "argv": [python, "-I", "-S", "/program.py" if isolated else f"{folder}/../program.py"],
-        } | _places(python)
+            "packages": {f"{INSIDE}/{name}": place for name, place in (packages or {}).items()},
+        } | places(python)
+        if packages and harness is None:
+            job["argv"][-1:] = ["-c", _START.format(place=package_place(packages, isolated), program=job["argv"][-1])]
         leash = _Ends(stack)
         pipes = {name: _Ends(stack) for name in names}
         inherited = [_sealed(json.dumps(job).encode(), stack), pipes["status"].write, leash.read]
@@ -190,7 +215,7 @@ def _judge(
         status = "timeout" if stopped == "timeout" else "output"
         limit = f"{limits.wall_s:g} s" if status == "timeout" else f"{limits.output_kb} KB of output"
         stderr += f"\nstopped: more than {limit}"
-    elif facts.get("memory") or (facts.get("exit") != 0 and _last_line(stderr).startswith("MemoryError")):
+    elif facts.get("memory") or (facts.get("exit") != 0 and re.match(r"[\w.]*MemoryError\b", _last_line(stderr))):
         status = "memory"
     elif facts.get("exit") in (-signal.SIGKILL, -signal.SIGXCPU) and facts["cpu"] >= limits.cpu_s * 0.95:
         status = "timeout"
@@ -208,23 +233,13 @@ def _value(heard: bytearray, nonce: str) -> tuple[Status, Any]:
     if not line.startswith(nonce.encode()):
         return "crash", None
     try:
-        return "ok", json.loads(line[len(nonce) :])
-    except (ValueError, RecursionError):
+        return "ok", unpacked(json.loads(line[len(nonce) :]))
+    except (ValueError, TypeError, RecursionError):
         return "crash", None
 
 
 def _last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2]
-
-
-def _places(python: str) -> dict[str, list[str]]:
-    """What of this machine a program may read (libraries and the interpreter), and what is hidden within it."""
-    prefixes = dict.fromkeys([sys.base_prefix, sys.base_exec_prefix, str(Path(python).parents[1])])
-    folders = [*_SYSTEM, *(f"{prefix}/{part}" for prefix in prefixes for part in ("lib", "lib64"))]
-    library = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = [f"{prefix}/lib/{library}/site-packages" for prefix in prefixes]
-    packages += ["/usr/lib/python3/dist-packages", f"/usr/local/lib/{library}/dist-packages"]
-    return {"folders": list(dict.fromkeys(folders)), "hidden": list(dict.fromkeys(packages))}
 
 
 @contextlib.contextmanager

@@ -144,6 +144,10 @@ def build_root(job):
     for folder in job["hidden"]:
         if os.path.isdir(folder):
             mount("hidden", folder, "tmpfs", READ_ONLY | NO_SUID | NO_DEV, "size=4k,mode=755")
+    for folder, source in job["packages"].items():
+        os.makedirs(folder)
+        mount("/outside" + source, folder, "", BIND | RECURSIVE)
+        read_only(folder, NO_SUID | NO_DEV)
     for file in (job["argv"][0], "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"):
         if os.path.exists("/outside" + file):
             os.makedirs(os.path.dirname(file), exist_ok=True)
@@ -180,6 +184,8 @@ def become_program(job, channel, as_root):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     set_filter(bytes.fromhex(job["filter"]))
     environment = {"HOME": os.getcwd(), "TMPDIR": os.getcwd(), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    if job["packages"]:
+        environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread has its memory
     os.execve(job["argv"][0], job["argv"], environment)
 
 
