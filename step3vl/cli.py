@@ -24,6 +24,9 @@ train and measure (Lightning)
 
   eval CKPT --suite NAME              a model on the report's benchmarks, or any suite, from a folder of datasets
   compare A B                         two evaluations, paired case by case
+  pacore ask|replay|measure|pool|band
+                                      parallel coordinated reasoning: answers, traces, what it is worth, message pools
+  serve CKPT [--pacore "[16]"]        an OpenAI-compatible server, of the model and of its coordinated form
 
   chain FOLDER                        fit and test every numbered stage in order; finished ones are kept
 
@@ -106,7 +109,7 @@ def _run(args: list[str]) -> int:
     verbs |= {"chain": _chain, "ablate": _ablate, "data": _data, "info": _info}
     verbs |= {"import": _checkpoints, "export": _checkpoints, "make-tiny": _checkpoints}
     verbs |= {"checkpoint": _saved, "eval": _eval, "compare": _compare}
-    verbs |= {"ask": _ask, "plan": _plan, "slurm": _slurm}
+    verbs |= {"ask": _ask, "plan": _plan, "slurm": _slurm, "pacore": _pacore, "serve": _serve}
     try:
         if not args or args[0] in ("-h", "--help"):
             print(USAGE, end="")
@@ -272,6 +275,18 @@ def _checkpoints(args: list[str]) -> int:
 
 def _ask(args: list[str]) -> int:
     from step3vl.ask import run
+
+    return run(args[1:])
+
+
+def _pacore(args: list[str]) -> int:
+    from step3vl.coordinate import run
+
+    return run(args[1:])
+
+
+def _serve(args: list[str]) -> int:
+    from step3vl.serve import run
 
     return run(args[1:])
 

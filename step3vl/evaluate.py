@@ -7,7 +7,6 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from step3vl.ask import fast_numbers, load_model
+from step3vl.answering import Answering, Preset, add_model, add_preset, is_server, open_answering, read_preset
 from step3vl.config import CONFIGS, ConfigError, compose, nearest
 from step3vl.diagnose import check_classes, check_types
 from step3vl.evaluation import Benchmark, Case, KeptAnswers, Record, evaluate
 from step3vl.evaluation.answers import prompt_hash
 from step3vl.evaluation.gallery import write_gallery
 from step3vl.evaluation.report import write_report
-from step3vl.generation.client import ChatClient
-from step3vl.generation.sampler import Sampler
-from step3vl.types import Generator, Sampling
+from step3vl.pacore.measures import coordination, find_cases
+from step3vl.types import Generator
 from step3vl.weights.manifest import digest, read_manifest
 from step3vl.weights.runs import choose, folder_of, is_checkpoint, saved_steps
 
@@ -39,27 +37,31 @@ def run(args: Sequence[str]) -> int:
         if value is not None and value < 1:
             raise ConfigError(f"--{name} is {value}; accepted is 1 or more")
     if options.harness == "lmms":
+        if options.mode == "pacore" or options.rounds or options.preset == "pacore":
+            raise ConfigError("--harness lmms asks the model itself; PaCoRe is measured by this harness")
         return _run_lmms(options)
     if options.tasks:
         raise ConfigError("--tasks is for --harness lmms; here benchmarks are chosen by --suite and --only")
     suite = read_suite(options.suite, options.data_root, options.only, options.scale)
-    sampling, start_s = read_sampling(options), time.monotonic()
-    out = options.out or default_out(options.checkpoint)
-    generator, numbers = open_generator(options)
+    preset, start_s = read_preset(options), time.monotonic()
+    out = options.out or default_out(options.checkpoint, preset.label)
+    answering = open_answering(options.checkpoint, options.model, options.batch)
     is_served = is_server(options.checkpoint)
     model = f"{options.checkpoint} {options.model}" if is_served else model_hash(Path(options.checkpoint))
-    with numbers:
-        records, cases, hashes = answer(suite, generator, sampling, out / "answers", model, options)
+    with answering.numbers:
+        records, cases, hashes = answer(suite, answering, preset, out, model, options)
     facts = {
         "command": "step3vl eval " + " ".join(args),
-        "label": options.model if is_served else Path(options.checkpoint).name,
+        "label": (options.model if is_served else Path(options.checkpoint).name) + preset.label,
         "checkpoint": options.checkpoint,
         "model_hash": model,
         "suite": options.suite,
         "scale": options.scale,
         "limit": options.limit,
-        "preset": options.preset,
-        "sampling": asdict(sampling),
+        "mode": preset.mode,
+        "preset": preset.name,
+        "sampling": asdict(preset.sampling),
+        **(answering.coordinated(preset).facts if preset.mode == "pacore" else {}),
         "harness": HARNESS,
         "data_hashes": hashes,
         "seconds": round(time.monotonic() - start_s, 1),
@@ -76,64 +78,90 @@ def run(args: Sequence[str]) -> int:
 
 def answer(
     suite: dict[str, Benchmark],
-    generator: Generator,
-    sampling: Sampling,
-    folder: Path,
+    answering: Answering,
+    preset: Preset,
+    out: Path,
     model: str,
     options: argparse.Namespace,
 ) -> tuple[list[Record], dict[str, list[Case]], dict[str, str]]:
-    """Ask every benchmark's cases. Returns the answers, and by benchmark the cases without images and their hash."""
+    """Ask every benchmark's cases. Returns the answers, and by benchmark the cases without images and their hash.
+
+    Coordinated answers leave their traces in `out`/traces, and what these say in `out`/pacore.json.
+    """
     console, start_s = Console(), time.monotonic()
     records: list[Record] = []
     cases: dict[str, list[Case]] = {}
     hashes: dict[str, str] = {}
+    measures: dict[str, Any] = {}
     for name, benchmark in suite.items():
-        kept = KeptAnswers(generator, folder / f"{name}.jsonl", model)
+        generator: Generator = answering.generator
+        key, cases_per_call = model, 4 * options.batch
+        trace = out / "traces" / f"{name}.jsonl"
+        if preset.rounds is not None:
+            generator = pacore = answering.coordinated(preset, trace=trace)
+            key, cases_per_call = f"{model} {pacore.name}", max(1, cases_per_call // max(pacore.widths))
+        kept = KeptAnswers(generator, out / "answers" / f"{name}.jsonl", key)
         asked: list[Case] = []
+        by_prompt: dict[str, Case] = {}
         seen = hashlib.sha256()
 
-        def note(num: int, chunk: list[Case], name: str = name, asked: list[Case] = asked, seen: Any = seen) -> None:
+        def note(
+            num: int,
+            chunk: list[Case],
+            name: str = name,
+            asked: list[Case] = asked,
+            by_prompt: dict[str, Case] = by_prompt,
+            seen: Any = seen,
+        ) -> None:
             for case in chunk:
-                seen.update(f"{case.id} {case.answer} {prompt_hash(case.prompt)}".encode())
+                prompt = prompt_hash(case.prompt)
+                seen.update(f"{case.id} {case.answer} {prompt}".encode())
                 asked.append(case.without_images())
+                by_prompt[prompt] = asked[-1]
             console.print(f"{name}: {num} cases, {time.monotonic() - start_s:.0f} s", highlight=False)
 
         blind, limit = not options.no_blind, options.limit
-        records += evaluate(name, benchmark, kept, sampling, options.samples, limit, blind, 4 * options.batch, note)
+        records += evaluate(name, benchmark, kept, preset.sampling, options.samples, limit, blind, cases_per_call, note)
         cases[name], hashes[name] = asked, seen.hexdigest()[:16]
         if kept.num_kept:
             console.print(f"{name}: {kept.num_kept} of the answers were kept from before", highlight=False)
+        if preset.rounds is not None and trace.is_file():
+            measures[name] = asdict(coordination(find_cases(trace, by_prompt), benchmark))
+    if preset.rounds is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "pacore.json").write_text(json.dumps(measures, indent=2) + "\n")
+        print_coordination(measures)
     return records, cases, hashes
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="step3vl eval")
+    add_model(parser)
+    add_preset(parser, "greedy", with_mode=True)
+    add_suite(parser, default="report")
     parser.add_argument(
-        "checkpoint", help="a run (runs/...), an imported, exported or released folder, or a server's URL"
+        "--samples", type=int, default=1, help="answers a case: pass@1 is their mean, with maj@k and cov@k"
     )
-    parser.add_argument("--model", default="", help="of a server: the name that it knows the model by")
+    parser.add_argument("--no-blind", action="store_true", help="do not ask again with images masked")
+    parser.add_argument("--harness", default=HARNESS, choices=[HARNESS, "lmms"], help="whose prompts and scorers")
+    parser.add_argument("--tasks", default="", help="with --harness lmms: its tasks, separated by commas")
+    parser.add_argument("--out", type=Path, default=None, help="folder of results; default: evals/CHECKPOINT")
+    return parser
+
+
+def add_suite(parser: argparse.ArgumentParser, default: str | None = None, required: bool = False) -> None:
+    """Which cases."""
     parser.add_argument(
-        "--suite", default="report", help="card in configs/suite, or a file: report (default), ablations"
+        "--suite",
+        default=default,
+        required=required,
+        help="card in configs/suite, or a file: report, ablations" + (f"; default: {default}" if default else ""),
     )
     parser.add_argument(
         "--data-root", "--data_root", default="benchmarks_data", help="folder with copies of the datasets"
     )
     parser.add_argument("--only", default="", help="benchmarks of the suite, separated by commas")
-    parser.add_argument("--preset", default="greedy", help="card in configs/sampling: greedy (default), sere")
-    parser.add_argument("--max-new-tokens", type=int, default=None, help="longest answer; default: the preset's")
-    parser.add_argument("--temperature", type=float, default=None, help="default: the preset's")
-    parser.add_argument("--seed", type=int, default=None, help="of sampled answers; default: the preset's")
-    parser.add_argument(
-        "--samples", type=int, default=1, help="answers a case: pass@1 is their mean, with maj@k and cov@k"
-    )
     parser.add_argument("--limit", type=int, default=None, help="only the first so many cases of each benchmark")
-    parser.add_argument("--batch", type=int, default=16, help="sequences in flight at once")
-    parser.add_argument("--no-blind", action="store_true", help="do not ask again with images masked")
-    parser.add_argument("--scale", default="paper", help="of the preset: paper (default), tiny")
-    parser.add_argument("--harness", default=HARNESS, choices=[HARNESS, "lmms"], help="whose prompts and scorers")
-    parser.add_argument("--tasks", default="", help="with --harness lmms: its tasks, separated by commas")
-    parser.add_argument("--out", type=Path, default=None, help="folder of results; default: evals/CHECKPOINT")
-    return parser
 
 
 def _run_lmms(options: argparse.Namespace) -> int:
@@ -159,23 +187,11 @@ def _run_lmms(options: argparse.Namespace) -> int:
     return 0
 
 
-def is_server(checkpoint: str) -> bool:
-    return checkpoint.startswith(("http://", "https://"))
-
-
-def default_out(checkpoint: str) -> Path:
-    """evals/CHECKPOINT."""
-    return Path("evals", *[part for part in checkpoint.replace("://", "/").split("/") if part not in ("", ".", "..")])
-
-
-def open_generator(options: argparse.Namespace) -> tuple[Generator, AbstractContextManager]:
-    """Who answers, and the arithmetic to answer in."""
-    if is_server(options.checkpoint):
-        if not options.model:
-            raise ConfigError("a server needs --model, the name that it knows the model by")
-        return ChatClient(options.checkpoint, options.model, max_concurrent=4 * options.batch), nullcontext()
-    vlm, processor = load_model(options.checkpoint)
-    return Sampler(vlm, processor, batch_size=options.batch), fast_numbers(vlm)
+def default_out(checkpoint: str, label: str = "") -> Path:
+    """evals/CHECKPOINT, or evals/CHECKPOINT-pacore-16."""
+    parts = [part for part in checkpoint.replace("://", "/").split("/") if part not in ("", ".", "..")]
+    folder = Path("evals", *parts)
+    return folder.with_name(folder.name + label)
 
 
 def read_suite(name: str, data_root: str, only: str = "", scale: str | None = None) -> dict[str, Benchmark]:
@@ -197,16 +213,6 @@ def read_suite(name: str, data_root: str, only: str = "", scale: str | None = No
     check_classes(cards, "suite")
     check_types(cards, dict[str, Benchmark], "suite")
     return parser.instantiate_classes(parser.parse_object({"suite": cards})).suite
-
-
-def read_sampling(options: argparse.Namespace) -> Sampling:
-    """A preset with what the command line changes."""
-    known = sorted(path.stem for path in (CONFIGS / "sampling").glob("*.yaml"))
-    if options.preset not in known:
-        raise ConfigError(f"there is no preset {options.preset!r}; {nearest(options.preset, known)}")
-    values = compose([f"sampling/{options.preset}.yaml"], scale=options.scale).config
-    changed = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
-    return Sampling(**{**values, **{key: value for key, value in changed.items() if value is not None}})
 
 
 def model_hash(path: Path) -> str:
@@ -244,5 +250,29 @@ def print_scores(metrics: dict[str, Any]) -> None:
             f"{s['unreadable_rate']:.1%}",
             f"{s['truncated_rate']:.1%}",
             f"{s['num_tokens']:.0f}",
+        )
+    Console().print(table)
+
+
+def print_coordination(measures: dict[str, Any]) -> None:
+    """One row a benchmark: what its rounds were worth and what they cost."""
+    table = Table(title="Coordination: messages the last round saw, and what it made of them")
+    names = ["benchmark", "message", "some right", "final", "all wrong, final right", "all right, final right"]
+    for name in [*names, "cross-checks", "tokens", "s", "failed", "dropped"]:
+        table.add_column(name, justify="left" if name == "benchmark" else "right")
+    for name, m in measures.items():
+        shares = [
+            "" if m[share] is None else f"{m[share]:.3f} of {m[num]}"
+            for share, num in (("emergent", "num_all_wrong"), ("kept", "num_all_right"))
+        ]
+        table.add_row(
+            name,
+            *(f"{m[key]:.3f}" for key in ("messages", "covered", "final")),
+            *shares,
+            f"{m['cross_checks']:.1f}",
+            f"{m['num_tokens']:,.0f}",
+            f"{m['seconds']:.1f}",
+            str(m["num_failed"]),
+            str(m["num_dropped"]),
         )
     Console().print(table)

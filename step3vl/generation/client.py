@@ -57,12 +57,11 @@ class ChatClient:
         """`n` completions of each prompt, in order; each is a request of its own. Safe in any thread."""
         if n < 1:
             raise ValueError(f"n is {n}; accepted is 1 or more")
-        jobs = [(prompt, number) for prompt in prompts for number in range(n)]
-        found = _run(self._ask_all(jobs, sampling))
+        found = _run(self._ask_all(prompts, sampling, n))
         self.num_failures += sum(completion.error is not None for completion in found)
         return [found[k : k + n] for k in range(0, len(found), n)]
 
-    async def _ask_all(self, jobs: list[tuple[Prompt, int]], sampling: Sampling) -> list[Completion]:
+    async def _ask_all(self, prompts: Sequence[Prompt], sampling: Sampling, n: int) -> list[Completion]:
         try:
             from openai import AsyncOpenAI
         except ModuleNotFoundError:
@@ -72,17 +71,27 @@ class ChatClient:
         async with AsyncOpenAI(
             base_url=self.url, api_key=key, timeout=self.timeout_s, max_retries=self.num_retries
         ) as client:
+            written: dict[int, list[dict[str, Any]]] = {}  # messages of prompts in flight; images are encoded once
+            left = [n] * len(prompts)
 
-            async def ask(prompt: Prompt, number: int) -> Completion:
+            async def ask(place: int, number: int) -> Completion:
                 async with gate:
-                    return await self._ask(client, prompt, sampling, number)
+                    if place not in written:
+                        written[place] = chat_messages(prompts[place])
+                    try:
+                        return await self._ask(client, written[place], sampling, number)
+                    finally:
+                        left[place] -= 1
+                        if not left[place]:
+                            del written[place]
 
-            return list(await asyncio.gather(*(ask(prompt, number) for prompt, number in jobs)))
+            jobs = [(place, number) for place in range(len(prompts)) for number in range(n)]
+            return list(await asyncio.gather(*(ask(place, number) for place, number in jobs)))
 
-    async def _ask(self, client: Any, prompt: Prompt, sampling: Sampling, number: int) -> Completion:
+    async def _ask(self, client: Any, messages: list[dict[str, Any]], sampling: Sampling, number: int) -> Completion:
         request: dict[str, Any] = {
             "model": self.model,
-            "messages": chat_messages(prompt),
+            "messages": messages,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
         }

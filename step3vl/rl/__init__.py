@@ -12,17 +12,22 @@ from .estimators import (
     ReinforcePlusPlusBaseline,
     Scored,
 )
+from .filters import Filter, SameReward, TooEasy, TooLong
 
 __all__ = [
     "GAE",
     "GDPO",
     "Advantages",
     "Estimator",
+    "Filter",
     "GroupRelative",
     "LeaveOneOut",
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
+    "SameReward",
     "Scored",
+    "TooEasy",
+    "TooLong",
     "discounted_sums",
     "gae",
     "gdpo",

@@ -122,6 +122,26 @@ def test_what_is_sent_and_what_comes_back(server):
     assert Image.open(io.BytesIO(base64.b64decode(data))).tobytes() == red.tobytes()
 
 
+def test_the_whole_sampling_is_sent(server):
+    sampling = Sampling(max_new_tokens=9, temperature=1.0, top_p=0.8, top_k=5, stop=("END",))
+    ChatClient(server, "m").generate([asked("one word")], sampling)
+    ChatClient(server, "m").generate([asked("one word")], SAMPLING)
+    one, two = Server.seen
+    assert (one["top_p"], one["top_k"], one["stop"]) == (0.8, 5, ["END"]) and "seed" not in one
+    assert not {"top_p", "top_k", "stop"} & two.keys()
+
+
+def test_an_image_is_encoded_once_for_all_answers(server, monkeypatch):
+    from step3vl.generation import client
+
+    encoded, encode = [], client.data_url
+    monkeypatch.setattr(client, "data_url", lambda image: encoded.append(image) or encode(image))
+    pictures = [Image.new("RGB", (3, 2), (k, 0, 0)) for k in range(3)]
+    prompts = [asked(f"<image>word{k}", picture) for k, picture in enumerate(pictures)]
+    found = ChatClient(server, "m", max_concurrent=4).generate(prompts, SAMPLING, n=5)
+    assert encoded == pictures and [[c.text for c in group] for group in found] == [[f"word{k}"] * 5 for k in range(3)]
+
+
 def test_nobody_there_is_a_failure_too():
     client = ChatClient("http://127.0.0.1:9/v1", "m", num_retries=0)
     ((answer,),) = client.generate([asked("hello")], SAMPLING)

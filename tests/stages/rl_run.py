@@ -98,11 +98,12 @@ def fit(stage: RLStage, corpus, num_steps: int = 2, prompts: int = 6, sources=No
     data = PromptData(str(corpus), sources or SOURCES, prompts, 100, 256)
     data.connect(stage.processor)
     ckpt = trainer_args.pop("ckpt_path", None)
-    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+    quiet = dict(
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, devices=1
+    )
     trainer = Trainer(
         **{**quiet, **trainer_args},
         accelerator="cpu",
-        devices=1,
         max_steps=num_steps,
         max_epochs=-1,
         use_distributed_sampler=False,
