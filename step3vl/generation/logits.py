@@ -32,7 +32,7 @@ def scaled_logits(hidden: Tensor, lm_head: nn.Module, temperature: float, image_
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probability [R] of one token [R] of each row of scaled logits [R,V]."""
-    return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def probabilities(logits: Tensor, top_p: float = 1.0, top_k: int | None = None) -> Tensor:

@@ -92,8 +92,9 @@ class Sampler:
             raise ValueError(f"n is {n}; accepted is 1 or more")
         rule = StopRule.of(self.processor.stop_ids, sampling.max_new_tokens, sampling.stop)
         answers = self._prepare(prompts, sampling, rule, n)
-        with evaluating(self.vlm), without_gradients(self.vlm):
-            for _ in self._flight(answers, sampling, rule).turns():
+        flight = self._flight(answers, sampling, rule)
+        with evaluating(self.vlm), without_gradients(flight.ranks):
+            for _ in flight.turns():
                 pass
         return [[self._completion(answer, rule) for answer in group] for group in answers]
 
@@ -113,14 +114,15 @@ class Sampler:
     ) -> Generator[str, None, Completion]:
         num_shown = 0
         with evaluating(self.vlm):
-            turns = self._flight([[answer]], sampling, rule).turns()
+            flight = self._flight([[answer]], sampling, rule)
+            turns = flight.turns()
             while not answer.ids or not answer.is_over(rule):
-                with without_gradients(self.vlm):  # not while others run, between two pieces
+                with without_gradients(flight.ranks):  # not while others run, between two pieces
                     next(turns)
                 if piece := answer.text[num_shown:]:
                     num_shown = len(answer.text)
                     yield piece
-            with without_gradients(self.vlm):
+            with without_gradients(flight.ranks):
                 for _ in turns:  # of ranks that have not ended
                     pass
         if rest := watch.rest():
@@ -211,23 +213,18 @@ class Sampler:
 
 
 def check(sampling: Sampling) -> None:
-    """Raises ValueError for what cannot be sampled with."""
+    """Raises ValueError for what cannot be sampled with. At temperature 0 top_p and top_k change nothing."""
     if sampling.temperature < 0:
         raise ValueError(f"temperature is {sampling.temperature}; accepted is 0 (greedy) or more")
     if not 0 < sampling.top_p <= 1:
         raise ValueError(f"top_p is {sampling.top_p}; accepted is above 0, up to 1 (all tokens)")
     if sampling.top_k is not None and sampling.top_k < 1:
         raise ValueError(f"top_k is {sampling.top_k}; accepted is 1 or more, or None (all tokens)")
-    if sampling.temperature == 0 and (sampling.top_p < 1 or sampling.top_k is not None):
-        raise ValueError(
-            f"top_p is {sampling.top_p} and top_k is {sampling.top_k} at temperature 0, which is greedy; accepted are "
-            "1 and None there"
-        )
 
 
-def without_gradients(module: torch.nn.Module) -> AbstractContextManager:
+def without_gradients(ranks: Ranks) -> AbstractContextManager:
     """Inference mode, but for shards: what FSDP2 gathers first in inference mode cannot be used outside of it."""
-    return torch.no_grad() if Ranks(module).is_sharded else torch.inference_mode()
+    return torch.no_grad() if ranks.is_sharded else torch.inference_mode()
 
 
 @contextmanager

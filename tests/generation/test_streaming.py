@@ -123,3 +123,38 @@ def test_mistakes_arise_at_the_call():
         sampler().stream(prompt("row"), Sampling(max_new_tokens=0))
     with pytest.raises(ValueError, match="temperature is -1"):
         sampler().stream(prompt("row"), Sampling(max_new_tokens=3, temperature=-1))
+
+
+# ------------------------------------------------------------------------------------------------ stop texts
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_shown():
+    plain = Sampling(max_new_tokens=24)
+    (whole,) = sampler().generate([prompt("row")], plain)[0]
+    text = whole.text
+    assert len(text) > 12
+    for end in (text[5:6], text[4:9], text[8:]):
+        cut = Sampling(max_new_tokens=24, stop=("not there", end))
+        (found,) = sampler().generate([prompt("row")], cut)[0]
+        assert found.text == text[: text.find(end)] and not found.truncated
+        assert found.token_ids == whole.token_ids[: found.num_tokens]
+        assert end in TOKENIZER.decode(found.token_ids) and end not in TOKENIZER.decode(found.token_ids[:-1])
+        assert len(found.logprobs) == found.num_tokens
+        pieces, completion = drain(sampler().stream(prompt("row"), cut))
+        assert completion == found and "".join(pieces) == found.text and all(pieces)
+    (found,) = sampler().generate([prompt("row")], Sampling(max_new_tokens=24, stop=("not there",)))[0]
+    assert found == whole and found.truncated
+
+
+def test_a_stop_text_ends_an_answer_also_where_it_began_before():
+    (whole,) = sampler().generate([prompt("row")], Sampling(max_new_tokens=24))[0]
+    count = next(k for k in range(5, 24) if len(TOKENIZER.decode(whole.token_ids[:k])) > 8)
+    stop = TOKENIZER.decode(whole.token_ids[:count])[-4:]
+    assert stop not in TOKENIZER.decode(whole.token_ids[count - 1 : count])
+    cut = Sampling(max_new_tokens=9, stop=(stop,))
+    begun = Prompt(messages=prompt("row").messages, begun_ids=whole.token_ids[: count - 1])
+    (found,) = sampler().generate([begun], cut)[0]
+    assert found.token_ids == whole.token_ids[count - 1 : count] and not found.truncated
+    assert found.text == ""
+    pieces, completion = drain(sampler().stream(begun, cut))
+    assert completion == found and pieces == []

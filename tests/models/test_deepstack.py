@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from step3vl.generation.sampler import Sampler
 from step3vl.models import ConvProjector, DeepStack, Qwen3Decoder, VisionLanguageModel
 from step3vl.models.vision import PELang
-from step3vl.types import Completion, Grids, MultiCrop, Sampling
+from step3vl.types import Grids, MultiCrop, Sampling
 
 from ..generation.test_sampler import PROMPTS, TinyProcessor
 from .test_vlm import IMAGE, batch, mixed
@@ -139,10 +139,11 @@ def test_generation_in_a_batch_equals_generation_alone() -> None:
     awake(vlm)
     greedy = Sampling(max_new_tokens=6)
 
-    def said(made: VisionLanguageModel, size: int) -> list[list[Completion]]:
-        return Sampler(made, TinyProcessor(), batch_size=size).generate(PROMPTS, greedy)
+    def said(made: VisionLanguageModel, size: int) -> list[list[int]]:
+        found = Sampler(made, TinyProcessor(), batch_size=size).generate(PROMPTS, greedy)
+        return [completion.token_ids for (completion,) in found]
 
-    assert said(vlm, 64) == said(vlm, 1)  # left-padded rows of several lengths; one row at a time
+    assert said(vlm, 64) == said(vlm, 1)  # prompts of several lengths in one row; one at a time
     assert said(vlm, 64) != said(plain, 64)
 
 
