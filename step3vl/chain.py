@@ -56,8 +56,16 @@ def read_links(folder: Path, scale: str, overrides: Sequence[str] = ()) -> list[
         raise ConfigError(f"{folder} holds no numbered stage (1_*.yaml, ...); {nearest(str(folder), near)}")
     links: list[Link] = []
     for _, path in files:
-        links.append(Link(path, scale, list(overrides), before=links[-1] if links else None))
+        link = Link(path, scale, list(overrides), before=links[-1] if links else None)
+        if is_pooled(link):
+            continue
+        links.append(link)
     return links
+
+
+def is_pooled(link: Link) -> bool:
+    """Whether a stage needs pools of answers, which `step3vl pacore train` makes before it trains."""
+    return str(link.config["model"]["class_path"]).endswith(".PaCoReStage")
 
 
 def run_chain(folder: Path, scale: str, overrides: Sequence[str] = ()) -> int:
@@ -95,7 +103,7 @@ def run_chain(folder: Path, scale: str, overrides: Sequence[str] = ()) -> int:
 def verdict(link: Link) -> str:
     """One line: steps, loss from first to last, each score beside its blind row, how many are above it."""
     metrics = link.metrics(link.seed)
-    steps, losses = read_curve(link.run_folder(link.seed))
+    name, steps, losses = curve_of(link)
     if metrics is None or not len(steps):
         return f"{link.file.stem:<20} not finished"
     num = link.config["trainer"]["max_steps"]
@@ -104,10 +112,21 @@ def verdict(link: Link) -> str:
     cells = "  ".join(f"{name} {s['score']:.2f} ({s['blind']:.2f})" for name, s in scores.items())
     mean, blind = (float(np.mean([s[key] for s in scores.values()])) for key in ("score", "blind"))
     above = sum(s["score"] > s["blind"] for s in scores.values())
+    temperature = link.config["model"]["init_args"]["sampling"].get("temperature", 0)
+    how = f" at temperature {temperature:g}" if temperature else ""
     return (
-        f"{link.file.stem:<20} {num} steps  loss {first:.3f} -> {last:.3f}  "
-        f"score (blind): mean {mean:.3f} ({blind:.3f})  {cells}  {above} of {len(scores)} above blind"
+        f"{link.file.stem:<20} {num} steps  {name} {first:.3f} -> {last:.3f}  "
+        f"score{how} (blind): mean {mean:.3f} ({blind:.3f})  {cells}  {above} of {len(scores)} above blind"
     )
+
+
+def curve_of(link: Link) -> tuple[str, np.ndarray, np.ndarray]:
+    """("reward" where rollouts are learnt from, else "loss", steps, logged values)."""
+    for name in ("reward", "loss"):
+        steps, values = read_curve(link.run_folder(link.seed), name)
+        if len(steps):
+            break
+    return name, steps, values
 
 
 def plot_chain(out: Path, title: str, links: Sequence[Link]) -> None:
@@ -122,20 +141,23 @@ def plot_chain(out: Path, title: str, links: Sequence[Link]) -> None:
     start = 0
     found: dict[str, list[dict]] = {}
     for i, link in enumerate(links):
-        steps, losses = read_curve(link.run_folder(link.seed))
-        left.plot(start + steps, losses, color=f"C{i}", marker="." if len(steps) < 3 else None, label=link.file.stem)
+        name, steps, losses = curve_of(link)
+        marker, what = "." if len(steps) < 3 else None, f"{link.file.stem}{' (reward)' if name == 'reward' else ''}"
+        left.plot(start + steps, losses, color=f"C{i}", marker=marker, label=what)
         left.axvline(start, color="grey", linewidth=0.5)
-        start += int(link.config["trainer"]["max_steps"])
+        start += max(int(link.config["trainer"]["max_steps"]), int(steps[-1]) + 1 if len(steps) else 0)
         for name, score in (link.metrics(link.seed) or {"scores": {}})["scores"].items():
             found.setdefault(name, []).append(score)
-    left.set(xlabel="optimizer step, stages end to end", ylabel="training loss (nats a supervised token)")
+    left.set(xlabel="optimizer step, stages end to end", ylabel="training loss (nats a supervised token), or reward")
     left.set(title="Training loss; stages train on different mixtures", yscale="log")
     left.legend()
     for i, (name, scores) in enumerate(found.items()):
-        right.plot([s["score"] for s in scores], color=f"C{i}", marker="o", label=name)
-        right.plot([s["blind"] for s in scores], color=f"C{i}", linestyle=":")
-    if found and all(len(scores) == len(links) for scores in found.values()):
-        means = np.mean([[s["score"] for s in scores] for scores in found.values()], axis=0)
+        at = range(len(links) - len(scores), len(links))  # a benchmark that comes later stays to the end
+        right.plot(at, [s["score"] for s in scores], color=f"C{i}", marker="o", label=name)
+        right.plot(at, [s["blind"] for s in scores], color=f"C{i}", linestyle=":")
+    common = [scores for scores in found.values() if len(scores) == len(links)]
+    if common:
+        means = np.mean([[s["score"] for s in scores] for scores in common], axis=0)
         right.plot(means, color="black", linewidth=3, marker="s", label="mean")
     right.set_xticks(range(len(links)), [link.file.stem.replace("_", "\n", 1) for link in links], fontsize=8)
     right.set(ylim=(0, 1), ylabel="score on held-out cases", title="After each stage; dotted: blind")

@@ -38,9 +38,10 @@ def shape(node):
 
 def composed(card, scale, folder):
     """A card as a part of a run, because cards may refer to the run's vars."""
-    names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1, adamw_lr: 1, data_root: d}"
+    names = "{warmup_steps: 1, min_lr_ratio: 1, corpus: c, lr: 1, adamw_lr: 1, data_root: d, runs: r, critic_lr: 1, "
+    names += "critic_minibatches: 1, critic_warmup: 0, kl_coef: 0, prompts_per_step: 1, max_prompt_tokens: 9}"
     (folder / "one.yaml").write_text(
-        f"vars: {names}\ntrainer: {{max_steps: 1, devices: 1, num_nodes: 1}}\ncard: {card}\n"
+        f"vars: {names}\ntrainer: {{max_steps: 1, devices: 1, num_nodes: 1}}\nseed_everything: 0\ncard: {card}\n"
     )
     return compose([folder / "one.yaml"], scale=scale).config["card"]
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from .table import Cell
 
 
-def read_curve(run_folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, losses) of a run over all its restarts; a step logged twice keeps its latest value."""
+def read_curve(run_folder: Path, name: str = "loss") -> tuple[np.ndarray, np.ndarray]:
+    """(steps, logged values) of a run over all its restarts; a step logged twice keeps its latest value."""
     points: dict[int, float] = {}
     for path in sorted(run_folder.glob("csv/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1])):
         with path.open() as file:
             for line in csv.DictReader(file):
-                if line.get("loss"):
-                    points[int(line["step"])] = float(line["loss"])
+                if line.get(name):
+                    points[int(line["step"])] = float(line[name])
     steps = sorted(points)
     return np.asarray(steps), np.asarray([points[step] for step in steps])
 

@@ -15,6 +15,7 @@ from .repetition import Repetition
 from .rubric import Rubric, Score, Weighted, summarise
 from .verdict import VarietyJudge
 from .verifier import Verifier
+from .win_rate import WinRate
 
 __all__ = [
     "Answered",
@@ -47,5 +48,6 @@ __all__ = [
     "VarietyJudge",
     "Verifier",
     "Weighted",
+    "WinRate",
     "summarise",
 ]

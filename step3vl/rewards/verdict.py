@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from step3vl.evaluation.extract import final_text
 from step3vl.types import Completion, Generator, Message, Prompt, Sampling
@@ -66,11 +67,30 @@ def _within(verdict: dict, key: str, low: int, high: int) -> float | None:
     return float(value) if low <= value <= high else None
 
 
+Unit = Literal["words", "letters", "pairs"]
+
+
+def units_of(text: str, unit: Unit) -> list[str]:
+    """What is counted of a text."""
+    if unit == "words":
+        return text.split()
+    letters = [x for x in text.casefold() if x.isalpha()]
+    return letters if unit == "letters" else [a + b for a, b in zip(letters, letters[1:])]
+
+
 class VarietyJudge(Generator):
-    """Judges without a model: the answer with more distinct words is better, of equal ones the shorter. For small runs.
+    """Judges without a model: the answer with more distinct units is better, of equal ones the shorter. For small runs.
 
     It takes the place of a judge's server where there is none, so that every step of RLHF can run and be tested.
+
+    Args:
+        unit: words, letters, or pairs of neighbouring letters. One may be trained for and another measured.
     """
+
+    def __init__(self, unit: Unit = "words"):
+        if unit not in get_args(Unit):
+            raise ValueError(f"VarietyJudge: unit is {unit!r}; accepted are {', '.join(get_args(Unit))}")
+        self.unit = unit
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, n: int = 1) -> list[list[Completion]]:
         return [[self._verdict(prompt) for _ in range(n)] for prompt in prompts]
@@ -83,8 +103,8 @@ class VarietyJudge(Generator):
             )
             if found is None:
                 raise ValueError(f"the prompt holds no ANSWER {number}: this judge compares two answers only")
-            words = final_text(found[2]).split()
-            texts.append((len({*words}), -len(words)))
+            units = units_of(final_text(found[2]), self.unit)
+            texts.append((len({*units}), -len(units)))
         ranking = 3.5 if texts[0] == texts[1] else 2 if texts[0] > texts[1] else 5
         text = json.dumps({"reasoning_1": 3, "reasoning_2": 3, "ranking": ranking})
         return Completion(text=text, token_ids=[], truncated=False, num_tokens=1)

@@ -7,7 +7,7 @@ unfinished response waits, and goes on in the next iteration with the policy of 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,13 +15,16 @@ import torch
 
 from step3vl.data.mixture import Draw
 from step3vl.data.processor import Processor
-from step3vl.data.prompts import PromptBatch, PromptBatches
+from step3vl.data.prompts import PromptBatch, PromptBatches, prompt_of
 from step3vl.data.shuffle import mix
 from step3vl.evaluation import Case
 from step3vl.rewards import Answered, Rubric
-from step3vl.types import Completion, Generator, Prompt, Sample, Sampling
+from step3vl.types import Completion, Generator, Sample, Sampling
 
 from .rollout import Rollout
+
+MOST_SEED = 0x7FFFFFFF
+"""Servers take seeds of 31 bits."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,9 +140,10 @@ class Collector:
             for k, part in enumerate(group.parts):
                 if self._is_unfinished(part):
                     places.setdefault(self._budget(len(part.token_ids)), []).append((group, k))
-        for budget, members in sorted(places.items()):
+        for budget in together(places):
+            members = places.get(budget, [])
             prompts = [replace(prompt_of(g.sample), begun_ids=g.parts[k].token_ids) for g, k in members]
-            sampling = replace(self.sampling, seed=mix(seed, budget), max_new_tokens=budget)
+            sampling = replace(self.sampling, seed=mix(seed, budget) & MOST_SEED, max_new_tokens=budget)
             for (group, k), (more,) in zip(members, generator.generate(prompts, sampling), strict=True):
                 part = group.parts[k]
                 if more.error is not None:
@@ -179,15 +183,17 @@ class Collector:
         scores = iter(self.rubric(answered))
         found: list[list[Rollout]] = []
         for number, (case, group) in enumerate(zip(cases, groups)):
-            example = self.processor.encode_prompt(case.prompt, case.id)
+            prompt = prompt_of(group.sample)
+            example = self.processor.encode_prompt(prompt, case.id)
             members = []
             for part in group.parts:
                 ids = response_ids(part, self.processor)
                 told = part.logprobs if len(part.logprobs) == len(ids) else [float("nan")] * len(ids)
                 members.append(
                     Rollout(
-                        prompt=case.prompt,
+                        prompt=prompt,
                         case=case,
+                        sample=group.sample,
                         example=example,
                         source=group.source,
                         group=number,
@@ -201,9 +207,13 @@ class Collector:
         return found
 
 
-def prompt_of(sample: Sample) -> Prompt:
-    """What a model is shown of a sample."""
-    return Prompt(messages=sample.conversation, images=sample.images)
+def together(budgets: Iterable[int]) -> list[int]:
+    """All budgets that some rank has, in order: ranks that share a model must generate equally often."""
+    everyone = [sorted(budgets)]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        everyone = everyone * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, sorted(budgets))
+    return sorted({budget for own in everyone for budget in own})
 
 
 def response_ids(completion: Completion, processor: Processor) -> list[int]:

@@ -30,7 +30,7 @@ from step3vl.losses.value import explained_variance, value_sums
 from step3vl.models import ValueModel, VisionLanguageModel
 from step3vl.optim import ParamGroup, build_groups
 from step3vl.rewards import Rubric, summarise
-from step3vl.rl.collect import Collector
+from step3vl.rl.collect import MOST_SEED, Collector
 from step3vl.rl.estimators import Estimator, Scored
 from step3vl.rl.filters import Filter, kept
 from step3vl.rl.rollout import Pack, Rollout, packs
@@ -216,7 +216,7 @@ class RLStage(Stage):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         self.skipped.report(batch, self.trainer)
-        seed = mix(self.seed, self.iteration, self.global_rank) & 0x7FFFFFFF
+        seed = mix(self.seed, self.iteration, self.global_rank) & MOST_SEED
         generator = self.generator or self.sampler(self.rollouts_in_flight)
         self.groups = self.collector.collect(batch, generator, seed)
         torch.clear_autocast_cache()  # it holds weights as they were cast without gradients

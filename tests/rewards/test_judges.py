@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from step3vl.rewards import GenRM, ThinkOnce, VarietyJudge, Verifier
-from step3vl.rewards.verdict import probability
+from step3vl.evaluation import HeldOut
+from step3vl.rewards import GenRM, ThinkOnce, VarietyJudge, Verifier, WinRate
+from step3vl.rewards.verdict import probability, units_of
 from step3vl.rewards.verifier import final_answer
 from step3vl.types import IMAGE_MARK, Sampling
 
@@ -222,3 +223,29 @@ def test_refusals():
         GenRM(Judge(longer_wins), 100, pairs="best")
     with pytest.raises(ValueError, match="reasoning_share in 0 to 1"):
         GenRM(Judge(longer_wins), 100, reasoning_share=2)
+
+
+def test_win_rate_against_another_runs_answers(tmp_path, small_corpus):
+    shards = str(small_corpus / "test/text-sums-level0-*.tar")
+    plain = HeldOut(shards, 3).cases()
+    rival = tmp_path / "cases.jsonl"
+    rows = [{"benchmark": "open", "id": case.id, "said": "abc"} for case in plain]
+    rival.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    judge = GenRM(VarietyJudge("letters"), 10, pairs="reference", reasoning_share=0.0)
+    rate = WinRate(shards, str(rival), "open", judge, num_cases=3)
+    cases = rate.cases()
+    found = rate.scores([(case, said) for case, said in zip(cases, ("abcd", "aab", "abc"))])
+    assert found[0] > 0.5 > found[1] and found[2] == pytest.approx(0.5)
+    assert found[0] == pytest.approx(1 - found[1])
+    with pytest.raises(ValueError, match=r"has no answer of benchmark 'shut' to .*; it has 0"):
+        WinRate(shards, str(rival), "shut", judge, num_cases=3).cases()
+    with pytest.raises(ValueError, match="judge.pairs is 'all'; accepted is 'reference'"):
+        WinRate(shards, str(rival), "open", GenRM(VarietyJudge(), 10, pairs="all"))
+
+
+def test_a_judge_counts_what_it_is_told_to():
+    assert units_of("Ab a-b", "words") == ["Ab", "a-b"]
+    assert units_of("Ab a-b", "letters") == ["a", "b", "a", "b"]
+    assert units_of("abc", "pairs") == ["ab", "bc"]
+    with pytest.raises(ValueError, match="unit is 'sounds'; accepted are words, letters, pairs"):
+        VarietyJudge("sounds")

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch import seed_everything
 from torch.distributed.tensor import DTensor
 
+from step3vl.data import Source
 from step3vl.losses.policy import PPOClip
 from step3vl.parallel import ShardedStrategy
 
@@ -33,10 +35,9 @@ def main(corpus: str, kind: str, num_ranks: int, out: str, settings: str) -> Non
         "ddp": lambda: "ddp_find_unused_parameters_true",
     }
     sampled = options.pop("sampled", False)
+    seed_everything(2, verbose=False)  # the critic's head is drawn here
     trained = critic(lr=0.05, max_grad_norm=1e9)
     stage = build(scripted=not sampled, critic=trained, objective=objective, **options)
-    from step3vl.data import Source
-
     sources = {"digits": Source(shards="train/documents-digits-*.tar", weight=1.0)}
     sources["sums"] = Source(shards="train/text-sums-*.tar", weight=1.0)
     fit(

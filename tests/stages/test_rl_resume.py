@@ -14,7 +14,8 @@ from step3vl.weights.pieces import Pieces
 from step3vl.weights.runs import saved_steps
 
 FIT = "-c experiments/step3vl_10b/5_rlvr.yaml --scale tiny --trainer.max_steps=4 --trainer.precision=32-true"
-FIT += " --model.init_from=null --model.critic.warmup_iterations=0 --model.filters=[] --data.prompts_per_step=6 --model.group_size=3 --trainer.log_every_n_steps=1"
+FIT += " --model.init_from=null --model.critic.warmup_iterations=0 --model.filters=[] --data.prompts_per_step=6"
+FIT += " --model.group_size=3 --trainer.log_every_n_steps=1"
 SAVES = "--trainer.callbacks=[{class_path: step3vl.callbacks.Checkpoints, init_args: {every_n_steps: 1, keep_last: 9}}]"
 KILL = """
 import os, sys
