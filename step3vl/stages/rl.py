@@ -220,6 +220,7 @@ class RLStage(Stage):
         generator = self.generator or self.sampler(self.rollouts_in_flight)
         self.groups = self.collector.collect(batch, generator, seed)
         torch.clear_autocast_cache()  # it holds weights as they were cast without gradients
+        self.check_answers()
         rollouts, dropped = kept(self.groups, self.filters)
         self.watch(dropped)
         start_s = time.perf_counter()
@@ -459,6 +460,19 @@ class RLStage(Stage):
         tally.count("waiting", len(self.collector.waiting))
         for phase, seconds in self.collector.seconds.items():
             tally.mean(f"seconds/{phase}", seconds)
+
+    def check_answers(self) -> None:
+        """Raises ValueError, on all ranks, when no response of an iteration came: the generator is gone."""
+        everyone = [rollout.completion for group in self.groups for rollout in group]
+        errors = [completion.error for completion in everyone if completion.error is not None]
+        found = gather((len(everyone), len(errors), errors[:1]))
+        num, num_failed = sum(n for n, _, _ in found), sum(n for _, n, _ in found)
+        if num and num == num_failed:
+            first = next(error for _, _, some in found for error in some)
+            raise ValueError(
+                f"iteration {self.iteration}: all {num} responses failed, the first with: {first}; nothing was learnt "
+                "from them, and the newest checkpoint is from before (--ckpt_path=last goes on)"
+            )
 
     def note_empty(self) -> None:
         """Nothing to learn from; raises ValueError when that went on for too long."""
