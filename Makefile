@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENV := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce tiny test soak check format bench clean
+.PHONY: help install reproduce tiny pacore test soak check format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,9 +24,12 @@ reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, tra
 	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
 
-tiny: $(VENV)/ok ## both pre-training phases and both SFT stages at tiny scale, one verdict line a stage
+tiny: $(VENV)/ok ## pre-training, SFT, RLVR and RLHF at tiny scale, one verdict line a stage
 	$(BIN)/step3vl data make corpus --scale tiny
 	$(BIN)/step3vl chain experiments/step3vl_10b --scale tiny
+
+pacore: $(VENV)/ok ## PaCoRe training at tiny scale, after `make tiny`: pools, training, scaling curve before and after
+	$(BIN)/step3vl pacore train experiments/step3vl_10b/7_pacore.yaml --scale tiny
 
 test: $(VENV)/ok ## the test suite (about ten minutes on two cores)
 	$(BIN)/python -m pytest -n 2

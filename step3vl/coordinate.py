@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from step3vl import pools
+from step3vl import pools, synthesis
 from step3vl.answering import add_model, add_preset, default_name, open_answering, read_preset
 from step3vl.ask import question_of
 from step3vl.config import ConfigError
@@ -31,6 +31,7 @@ USAGE = """usage: step3vl pacore VERB ...
   measure CKPT --suite NAME             accuracy against rollouts: one answer, votes, coordination; JSON and PNG
   pool CKPT --out FILE                  24 scored messages a problem of shards or benchmarks; goes on where it ended
   band POOL OUT                         problems of a pool whose messages are right now and then
+  train FILE [--scale S]                a stage that learns synthesis: pools, fit, test, curve; goes on where it ended
 
 CKPT may be a server's URL, with --model NAME.
 """
@@ -44,6 +45,7 @@ def run(args: Sequence[str]) -> int:
         "measure": _measure,
         "pool": pools.run_pool,
         "band": pools.run_band,
+        "train": synthesis.run,
     }
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")

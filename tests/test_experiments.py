@@ -10,14 +10,31 @@ from step3vl.cli import main
 from .test_configs import RUNS
 
 SHORT = ["--trainer.max_steps=2", "--model.sampling.max_new_tokens=4"]
+SUMS = "text-sums-level0-*.tar"
+RL = ["--model.filters=[]", "--model.group_size=2", "--data.prompts_per_step=3", "--suite.shifted.num_cases=2"]
+RL += [f"--suite.{name}.shards=corpus/test/{SUMS}" for name in ("shifted", "instructions")]  # the small corpus has few
+PREFERENCE = [f"--suite.preference.shards=corpus/test/{SUMS}", "--suite.preference.num_cases=2"]
+PREFERENCE += [f"--data.sources.instructions.shards=train/{SUMS}", "--suite.preference.rival=rival.jsonl"]
 
 
-@pytest.mark.parametrize("run", RUNS)
+def options(run):
+    """What makes a run short, by its kind."""
+    if "sft" in run:
+        return ["--data.rows_per_step=1"]
+    if "rlvr" in run:
+        return [*RL, "--data.sources.shifted.shards=train/documents-digits-*.tar"]
+    if "rlhf" in run:
+        rows = [{"benchmark": "instructions", "id": f"test-text-sums-0-{k:06d}", "said": "x"} for k in range(9)]
+        Path("rival.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [*RL, *PREFERENCE]
+    return ["--data.samples_per_step=4"]
+
+
+@pytest.mark.parametrize("run", [run for run in RUNS if "pacore" not in run])  # tests/pacore/test_train.py runs that
 def test_two_steps_then_scores(run, workplace, capsys):
     cases = [f"--suite.{name}.num_cases=2" for name in ("reading", "pointing", "counting")]
     chained = ["--model.init_from=null"] if "init_from" in Path(run).read_text() else []  # its run is not made here
-    step = "--data.rows_per_step=1" if "sft" in run else "--data.samples_per_step=4"
-    short = [*SHORT, step, *cases, *chained, "--scale=tiny"]
+    short = [*SHORT, *options(run), *cases, *chained, "--scale=tiny"]
     assert main(["fit", "-c", run, *short]) == 0
     folder = Path("runs/tiny", run).with_suffix("")
     assert (folder / "checkpoints/step-00000002/manifest.json").is_file() and (folder / "config.yaml").is_file()

@@ -25,6 +25,7 @@ FLOORS = {
         "pools",
         "serve",
         "slurm",
+        "synthesis",
     },
     5: {"cli", "__main__"},
 }

@@ -22,6 +22,13 @@ from step3vl.types import Prompt, Sample
 
 
 @dataclass(slots=True, kw_only=True)
+class Rephrased(Sample):
+    """A sample whose question reaches the model as another prompt; its own stays with the rewards."""
+
+    asked: Prompt
+
+
+@dataclass(slots=True, kw_only=True)
 class PromptBatch:
     """The prompts of one rank in one step, in the order drawn."""
 
@@ -35,6 +42,13 @@ class PromptBatch:
         return [sample.id for sample in self.samples]
 
 
+def prompt_of(sample: Sample) -> Prompt:
+    """What a model is shown of a sample."""
+    if isinstance(sample, Rephrased):
+        return sample.asked
+    return Prompt(messages=sample.conversation, images=sample.images)
+
+
 class PromptBatches(Dataset[PromptBatch]):
     """`batches[step]` holds the samples of a planned step, read and checked."""
 
@@ -44,12 +58,11 @@ class PromptBatches(Dataset[PromptBatch]):
     def __getitem__(self, step: Step) -> PromptBatch:
         batch = PromptBatch(skipped=list(step.skipped))
         for draw in (draw for row in step.rows for draw in row):
-            shard, index = self.mixture.place(draw)
             try:
-                sample = shard.read(index)
+                sample = self.read(draw)
                 self._check(sample)
             except (ValueError, OSError) as error:
-                batch.skipped.append(f"{draw[0]}/{shard.key(index)}: {error}")
+                batch.skipped.append(f"{draw[0]}/{self.name_of(draw)}: {error}")
                 continue
             batch.samples.append(sample)
             batch.sources.append(draw[0])
@@ -61,10 +74,15 @@ class PromptBatches(Dataset[PromptBatch]):
         shard, index = self.mixture.place(draw)
         return shard.read(index)
 
+    def name_of(self, draw: Draw) -> str:
+        """Key of the sample that is drawn."""
+        shard, index = self.mixture.place(draw)
+        return shard.key(index)
+
     def _check(self, sample: Sample) -> None:
         if sample.answer is None:
             raise ValueError("field 'answer' is null, so that no answer to it can be judged")
-        example = self.processor.encode_prompt(Prompt(messages=sample.conversation, images=sample.images), sample.id)
+        example = self.processor.encode_prompt(prompt_of(sample), sample.id)
         if len(example.input_ids) > self.max_tokens:
             length = len(example.input_ids)
             raise ValueError(f"its prompt has {length} tokens and data.max_prompt_tokens is {self.max_tokens}")
@@ -120,7 +138,7 @@ class PromptData(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage != "fit" or self.mixture is not None:
             return
-        self.mixture = Mixture(self.root, self.sources, self.seed)
+        self.mixture = self.make_mixture()
         num_ranks = self._rank()[1]
         total = float(self.prompts_per_step * self.num_steps * num_ranks)
         self.mixture.check_repeats(total)
@@ -128,6 +146,10 @@ class PromptData(LightningDataModule):
             from rich.console import Console
 
             Console().print(self.mixture.table(total))
+
+    def make_mixture(self) -> Mixture:
+        """The endless order of what is asked."""
+        return Mixture(self.root, self.sources, self.seed)
 
     @property
     def batches(self) -> PromptBatches:

@@ -168,7 +168,7 @@ def per_document_attention(
 
     With boundaries the row is packed: `varlen_attention` where `varlen_applies`, else a loop over documents; a tape
     takes keys and values down, and masks are those of branches. A step cache attends by itself. With none of them this
-    is transformers' own sdpa, with the mask it is given. Lengths as a list spare one wait for the device in every layer.
+    is transformers' own sdpa, with its mask. Lengths as a list spare one wait for the device in every layer.
     """
     if step_cache is not None:
         return step_cache.attend(cast(int, module.layer_idx), query, key, value, scaling), None

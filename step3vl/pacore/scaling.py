@@ -40,6 +40,11 @@ class Point:
     pacore_less_voted: float
     p_value: float
     """Of that difference, paired case by case."""
+    gain: float
+    """Of PaCoRe over one rollout alone, `mean`."""
+    gain_low: float
+    gain_high: float
+    """95 % interval of the gain, by bootstrap over cases, paired."""
     emergent: float | None
     cross_checks: float
     num_rollout_tokens: float
@@ -70,6 +75,7 @@ def scaling(
     limit: int | None = None,
     cases_per_call: int = 16,
     done: Callable[[int], None] = lambda num: None,
+    synthesiser: Generator | None = None,
     **settings: Any,
 ) -> Scaling:
     """Accuracy against rollouts. Every case is asked max(widths) times once; k rollouts are the first k of these.
@@ -80,6 +86,7 @@ def scaling(
         limit: only the first so many cases.
         cases_per_call: cases that are in memory at a time.
         done: told after each call how many cases are done.
+        synthesiser: who coordinates the rollouts; None: the generator itself.
         settings: further arguments of PaCoReGenerator: max_context_tokens, counter, template, trace.
 
     Raises:
@@ -100,7 +107,7 @@ def scaling(
         for case, group in zip(cases, said):
             rollouts.append([_record(name, benchmark, case, c, next(scores), k) for k, c in enumerate(group)])
         for k in widths:
-            pacore = PaCoReGenerator(generator, [k], **settings)
+            pacore = PaCoReGenerator(synthesiser or generator, [k], **settings)
             runs = pacore.run(prompts, seeded, first=[group[:k] for group in said])
             own = benchmark.scores([(case, final.text) for case, ((final, _),) in zip(cases, runs)])
             for records, ((_, trace),), score in zip(rollouts[-len(cases) :], runs, own):
@@ -155,11 +162,14 @@ def _point(
     used = [group[:k] for group in rollouts]
     votes = [voted(group) for group in used]
     low, high = bootstrap(finals)
-    by_vote, by_pacore = (dict(zip(map(str, range(len(rollouts))), values)) for values in (votes, finals))
-    gap = difference(by_vote, by_pacore)
+    means = [float(np.mean([r.score for r in group])) for group in used]
+    by_vote, by_mean, by_pacore = (
+        dict(zip(map(str, range(len(rollouts))), values)) for values in (votes, means, finals)
+    )
+    gap, gain = difference(by_vote, by_pacore), difference(by_mean, by_pacore)
     return Point(
         num_rollouts=k,
-        mean=float(np.mean([np.mean([r.score for r in group]) for group in used])),
+        mean=float(np.mean(means)),
         voted=float(np.mean(votes)),
         covered=float(np.mean([max(r.score for r in group) for group in used])),
         pacore=float(np.mean(finals)),
@@ -167,6 +177,9 @@ def _point(
         pacore_high=high,
         pacore_less_voted=gap.difference,
         p_value=gap.p_value,
+        gain=gain.difference,
+        gain_low=gain.low,
+        gain_high=gain.high,
         emergent=seen.emergent,
         cross_checks=seen.cross_checks,
         num_rollout_tokens=seen.num_tokens - seen.num_final_tokens,

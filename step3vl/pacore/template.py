@@ -12,12 +12,14 @@ from pathlib import Path
 from step3vl.types import IMAGE_MARK, Message, Prompt
 
 PUBLISHED = Path(__file__).with_name("synthesis.jinja")
+PACKAGED = {"published": PUBLISHED, "short": Path(__file__).with_name("short.jinja")}
+"""By name. The short one is for models so small that they have to learn what a list of messages is; ours."""
 SAID_MARK = "[image]"
 """Stands for an image mark that a model wrote itself: no image belongs to it."""
 
 
 class SynthesisTemplate:
-    """A Jinja template of `original_prompt` and `ref_responses`; the published one unless a file is given.
+    """A Jinja template of `original_prompt` and `ref_responses`: published, short, or a file; null: the published one.
 
     Raises ValueError for a file that is missing, is no template, or leaves the problem or a message out.
     """
@@ -26,7 +28,7 @@ class SynthesisTemplate:
         from jinja2.exceptions import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        path = Path(file) if file is not None else PUBLISHED
+        path = PACKAGED.get(str(file), Path(file)) if file is not None else PUBLISHED
         try:
             source = path.read_text(encoding="utf-8")
             self._template = ImmutableSandboxedEnvironment().from_string(source)

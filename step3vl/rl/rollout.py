@@ -17,7 +17,7 @@ from torch import Tensor
 from step3vl.data.collate import collate_rows
 from step3vl.evaluation import Case
 from step3vl.rewards import Score
-from step3vl.types import IGNORE_INDEX, Batch, Completion, Example, Grids, Prompt
+from step3vl.types import IGNORE_INDEX, Batch, Completion, Example, Grids, Prompt, Sample
 
 MAX_SHARED_TOKENS = 8192
 """Longest document with branches: its mask has the square of so many entries."""
@@ -27,7 +27,7 @@ MAX_SHARED_TOKENS = 8192
 class Rollout:
     """One response to one prompt."""
 
-    prompt: Prompt
+    prompt: Prompt  # as sent; the case's own may differ (Rephrased)
     case: Case
     example: Example  # the prompt, encoded
     source: str  # name of the mixture's source
@@ -36,6 +36,7 @@ class Rollout:
     score: Score
     ids: Tensor  # [n] long, the response; its end token is part of it unless it was cut short
     engine_logp: Tensor  # [n], told by the engine that generated; NaN where it told none
+    sample: Sample | None = None  # that the case was made of
     old_logp: Tensor | None = None  # [n], of the policy when the iteration began
     ref_logp: Tensor | None = None  # [n], of the reference
     values: Tensor | None = None  # [n], of the critic when the iteration began

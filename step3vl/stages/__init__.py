@@ -2,8 +2,9 @@
 
 from .base import Stage
 from .critic import Critic
+from .pacore import PaCoReStage
 from .pretrain import PretrainStage
 from .rl import RLStage
 from .sft import SFTStage
 
-__all__ = ["Critic", "PretrainStage", "RLStage", "SFTStage", "Stage"]
+__all__ = ["Critic", "PaCoReStage", "PretrainStage", "RLStage", "SFTStage", "Stage"]

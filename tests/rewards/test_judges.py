@@ -239,7 +239,7 @@ def test_win_rate_against_another_runs_answers(tmp_path, small_corpus):
     assert found[0] == pytest.approx(1 - found[1])
     with pytest.raises(ValueError, match=r"has no answer of benchmark 'shut' to .*; it has 0"):
         WinRate(shards, str(rival), "shut", judge, num_cases=3).cases()
-    with pytest.raises(ValueError, match="judge.pairs is 'all'; accepted is 'reference'"):
+    with pytest.raises(ValueError, match=r"judge.pairs is 'all'; accepted is 'reference'"):
         WinRate(shards, str(rival), "open", GenRM(VarietyJudge(), 10, pairs="all"))
 
 
