@@ -31,7 +31,7 @@ from step3vl.evaluation import Benchmark, Case
 from step3vl.pacore.plot import plot_scaling
 from step3vl.pacore.pool import Built, Cases, PooledProblem, build_pool, fraction, in_band, read_pool
 from step3vl.pacore.pool_data import PoolSource
-from step3vl.pacore.references import known_samples, write_references
+from step3vl.pacore.references import known_samples, write_known, write_references
 from step3vl.pacore.scaling import Scaling, scaling
 from step3vl.pacore.template import SynthesisTemplate
 from step3vl.signals import EXIT_UNFINISHED
@@ -132,10 +132,12 @@ def train(file: Path, scale: str, overrides: Sequence[str] = ()) -> int:
 
 
 def warm_start(stage: Stage, console: Console) -> int:
-    """The supervised stage beside the file that `vars.warm_start` names, on references; nothing where it names none."""
+    """The supervised stages beside the file that `vars.warm_start` names, each with the kind of its shards.
+
+    Nothing where it names none.
+    """
     vars_ = stage.composed.vars
-    name = vars_.get("warm_start")
-    if not name:
+    if not vars_.get("warm_start"):
         return 0
     folder = stage.pools / "references"
     if not folder.is_dir():
@@ -146,11 +148,14 @@ def warm_start(stage: Stage, console: Console) -> int:
         root = Path(stage.composed.vars.get("data_root", "."))
         known = [one for pattern in vars_["warm_start_known"] for one in known_samples(str(root / pattern), 1500)]
         write_references(part, template, questions, known, 32_000, data["least_messages"], data["most_messages"])
+        write_known(part, template, known, 5_000, data["least_messages"], data["most_messages"])
         part.rename(folder)
     own = [word for word in stage.overrides if word.startswith(("vars.runs=", "vars.data_root="))]
-    file = stage.file.with_name(f"{name}.yaml")
-    shards = f"data.sources.references.shards={folder.resolve()}/references-*.tar"
-    return _fit(stage, file, ("fit",), console, [*own, shards])
+    for name, kind in vars_["warm_start"].items():
+        shards = f"data.sources.references.shards={folder.resolve()}/{kind}-*.tar"
+        if status := _fit(stage, stage.file.with_name(f"{name}.yaml"), ("fit",), console, [*own, shards]):
+            return status
+    return 0
 
 
 def make_pools(stage: Stage, console: Console) -> int:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from step3vl.data.shards import ShardInfo, ShardReader, find_shards, write_shards
-from step3vl.types import Message, Prompt, Sample
+from step3vl.types import IMAGE_MARK, Message, Prompt, Sample
 
 from .template import SynthesisTemplate
 
@@ -78,6 +78,43 @@ def references(
             level=0,
             messages=[*template.prompt(question, messages).messages, Message(role="assistant", content=answer)],
             images=question.images,
+            answer=answer,
+            answer_type="exact",
+        )
+
+
+def write_known(
+    folder: str | Path,
+    template: SynthesisTemplate,
+    known: Sequence[Sample],
+    num_samples: int,
+    least: int,
+    most: int,
+    seed: int = 0,
+) -> list[ShardInfo]:
+    """Write `<folder>/known-000000.tar` ...: known samples with long lists alone, for a model that can copy."""
+    return write_shards(_known(template, known, num_samples, least, most, seed), folder, "known", 5000)
+
+
+def _known(
+    template: SynthesisTemplate, known: Sequence[Sample], num_samples: int, least: int, most: int, seed: int
+) -> Iterator[Sample]:
+    for number in range(num_samples):
+        rng = random.Random(f"known {seed} {number}")
+        sample = rng.choice(known)
+        turns, answer = sample.conversation, str(sample.answer)
+        if rng.random() < 0.5:  # as held-out problems come: one question, no turns before it
+            text = turns[-1].content.replace(IMAGE_MARK, "")
+            turns = [Message(role="user", content=IMAGE_MARK * len(sample.images) + text)]
+        question = Prompt(messages=turns, images=sample.images)
+        messages = misread(rng, answer, rng.randint(least, most))
+        yield Sample(
+            id=f"known-{seed}-{number:06d}",
+            domain="text",
+            subset="references",
+            level=0,
+            messages=[*template.prompt(question, messages).messages, Message(role="assistant", content=answer)],
+            images=sample.images,
             answer=answer,
             answer_type="exact",
         )
