@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import seed_everything
 from torch.distributed.tensor import DTensor
 
+from step3vl.cli import leave
 from step3vl.data import Source
 from step3vl.losses.policy import PPOClip
 from step3vl.parallel import ShardedStrategy
@@ -57,3 +58,4 @@ def main(corpus: str, kind: str, num_ranks: int, out: str, settings: str) -> Non
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5])
+    leave(0)
