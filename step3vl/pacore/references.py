@@ -71,16 +71,7 @@ def references(
         else:
             question = Prompt(messages=[Message(role="user", content=rng.choice(questions))])
             messages, answer = draw_messages(rng, size)
-        yield Sample(
-            id=f"references-{seed}-{number:06d}",
-            domain="text",
-            subset="references",
-            level=0,
-            messages=[*template.prompt(question, messages).messages, Message(role="assistant", content=answer)],
-            images=question.images,
-            answer=answer,
-            answer_type="exact",
-        )
+        yield _sample(f"references-{seed}-{number:06d}", template.prompt(question, messages), answer)
 
 
 def write_known(
@@ -108,16 +99,20 @@ def _known(
             turns = [Message(role="user", content=IMAGE_MARK * len(sample.images) + text)]
         question = Prompt(messages=turns, images=sample.images)
         messages = misread(rng, answer, rng.randint(least, most))
-        yield Sample(
-            id=f"known-{seed}-{number:06d}",
-            domain="text",
-            subset="references",
-            level=0,
-            messages=[*template.prompt(question, messages).messages, Message(role="assistant", content=answer)],
-            images=sample.images,
-            answer=answer,
-            answer_type="exact",
-        )
+        yield _sample(f"known-{seed}-{number:06d}", template.prompt(question, messages), answer)
+
+
+def _sample(id: str, prompt: Prompt, answer: str) -> Sample:
+    return Sample(
+        id=id,
+        domain="text",
+        subset="references",
+        level=0,
+        messages=[*prompt.messages, Message(role="assistant", content=answer)],
+        images=prompt.images,
+        answer=answer,
+        answer_type="exact",
+    )
 
 
 def known_samples(pattern: str, num: int) -> list[Sample]:

@@ -179,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, job: Job, request: Request, id: str, created: int) -> None:
         """Server-sent events: comments while nothing comes, pieces, what was used, [DONE]. An error ends the stream."""
-        first = self._first(job)  # what fails before anything came is an ordinary error
+        first = self._next(job, KEEP_ALIVE_S / 5)  # what fails at once is an ordinary error, with a status
         self.send_response(200)
         for name, value in (("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache")):
             self.send_header(name, value)
@@ -224,21 +224,9 @@ class Handler(BaseHTTPRequestHandler):
         self._chunk(b"")
         return self.server.count("answered")
 
-    def _first(self, job: Job) -> str | list[Said] | None:
-        """The first event within a moment, so that quick failures have a status; None: it takes longer."""
-        deadline = time.monotonic() + KEEP_ALIVE_S / 5
-        while time.monotonic() < deadline:
-            try:
-                event = job.events.get(timeout=POLL_S)
-            except queue.Empty:
-                self._check_client()
-                continue
-            return event if isinstance(event, str) else self._judge(event)
-        return None
-
-    def _next(self, job: Job) -> str | list[Said] | None:
+    def _next(self, job: Job, wait_s: float = KEEP_ALIVE_S) -> str | list[Said] | None:
         """The next event; None after a while without one."""
-        deadline = time.monotonic() + KEEP_ALIVE_S
+        deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             try:
                 event = job.events.get(timeout=POLL_S)
