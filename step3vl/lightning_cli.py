@@ -93,7 +93,12 @@ def hush() -> None:
     """Keep Lightning's hints and torch's deprecation notes out of the way; our start tables say what matters."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in ("isinstance(treespec", ".*does not have many workers", ".*is not supported by the model summary"):
+    for text in (
+        "isinstance(treespec",
+        ".*does not have many workers",
+        "You defined a `validation_step`",
+        ".*is not supported by the model summary",
+    ):
         warnings.filterwarnings("ignore", message=f".*{re.escape(text) if '(' in text else text}.*")
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view")  # changed by nobody in place
 
