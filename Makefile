@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ENV := PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce tiny pacore test soak check format bench clean
+.PHONY: help install reproduce tables encoders tiny pacore test soak check format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,10 +19,26 @@ $(VENV)/ok: pyproject.toml constraints.txt
 	$(ENV) $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, training, table, picture
-	$(BIN)/step3vl data make corpus --scale tiny
-	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2
+reproduce: encoders ## ablation Table 4 at tiny scale, from nothing: data, encoders, training, table, picture
+	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2 --only pe_lang --only dinov3
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
+
+encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own objective
+	$(BIN)/step3vl data make corpus --scale tiny
+	$(BIN)/step3vl chain experiments/encoders/pe_lang --scale tiny
+	$(BIN)/step3vl chain experiments/encoders/dinov3 --scale tiny
+	$(BIN)/step3vl chain experiments/encoders/siglip2 --scale tiny
+
+TUNE_STEPS := 120
+TABLES := table4_vision_encoder table5_optimizer table6_deepstack
+tables: encoders ## docs/results: Tables 4, 5 and 6 at tiny scale, three seeds a row, with intervals (up to 3 hours; goes on)
+	$(BIN)/step3vl data make corpus-shuffled --recipe corpus/shuffled.yaml --scale tiny
+	$(BIN)/step3vl fit -c ablations/table5_optimizer/_start.yaml --scale tiny --ckpt_path=last
+	for table in $(TABLES); do \
+		$(BIN)/step3vl ablate tune ablations/$$table --scale tiny --steps $(TUNE_STEPS) && \
+		$(BIN)/step3vl ablate run ablations/$$table --scale tiny --seeds 3 && \
+		$(BIN)/step3vl ablate report ablations/$$table --scale tiny || exit; \
+	done
 
 tiny: $(VENV)/ok ## pre-training, SFT, RLVR and RLHF at tiny scale, one verdict line a stage
 	$(BIN)/step3vl data make corpus --scale tiny

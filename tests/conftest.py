@@ -23,6 +23,7 @@ LEVEL0 = {
     "gui/click": 8,
     "education/sums": 8,
     "knowledge/photo": 4,
+    "knowledge/flags": 8,
     "code/shapes": 4,
     "text/sums": 4,
 }
@@ -58,6 +59,8 @@ def small_corpus(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("data") / "corpus"
     splits = {split: {name: {0: num} for name, num in LEVEL0.items()} for split in ("train", "val", "test")}
+    for subsets in splits.values():
+        subsets["knowledge/flags"][1] = 8
     make_corpus(out, {"turns": 6, "samples_per_shard": 10, "splits": splits}, seed=0, num_processes=1)
     return out
 

@@ -19,8 +19,8 @@ from step3vl.generation.sampler import Sampler
 from step3vl.types import Message, Prompt, Sampling
 from tests.data.test_reference_images import photo
 
-ROW = ["fit", "-c", "ablations/table4_vision_encoder/pe_lang.yaml", "--scale", "tiny"]
-RUN = "runs/tiny/ablations/table4_vision_encoder/pe_lang"
+ROW = ["fit", "-c", "ablations/table4_vision_encoder/random.yaml", "--scale", "tiny"]
+RUN = "runs/tiny/ablations/table4_vision_encoder/random"
 
 
 @pytest.fixture(scope="module")

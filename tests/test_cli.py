@@ -6,7 +6,7 @@ import pytest
 
 from step3vl.cli import main
 
-ROW = ["fit", "-c", "ablations/table4_vision_encoder/pe_lang.yaml", "--scale", "tiny"]
+ROW = ["fit", "-c", "ablations/table4_vision_encoder/random.yaml", "--scale", "tiny"]
 ENCODER = "--model.vlm.vision_encoder"
 
 
@@ -87,10 +87,11 @@ def test_diff_prints_only_what_differs(workplace, capsys, monkeypatch):
 
 def test_validate_and_predict_run(workplace, capsys):
     short = ["--trainer.max_steps=1", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-    few = [f"--suite.{n}.num_cases=1" for n in ("reading", "pointing", "counting", "attributes", "words")]
+    few = [f"--suite.{n}.num_cases=1" for n in ("reading", "words")]
+    few += [f"--suite.{n}=null" for n in ("pointing",)]
     assert main([*ROW, *short]) == 0
     assert main(["predict", *ROW[1:], *short, *few, "--ckpt_path=last"]) == 0
-    lines = Path("runs/tiny/ablations/table4_vision_encoder/pe_lang/predictions.jsonl").read_text().splitlines()
+    lines = Path("runs/tiny/ablations/table4_vision_encoder/random/predictions.jsonl").read_text().splitlines()
     assert len(lines) == 5
     capsys.readouterr()
     assert main(["validate", *ROW[1:], *short, "--data.val_samples=8", "--ckpt_path=last"]) == 0

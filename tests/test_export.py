@@ -19,8 +19,8 @@ from step3vl.saving import Writer
 from step3vl.weights import open_source
 from tests.saved import weights
 
-ROW = "ablations/table4_vision_encoder/pe_lang.yaml"
-RUN = Path("runs/tiny/ablations/table4_vision_encoder/pe_lang")
+ROW = "ablations/table4_vision_encoder/random.yaml"
+RUN = Path("runs/tiny/ablations/table4_vision_encoder/random")
 STILL = ["--model.optimizer.lr=1e-12", "--model.optimizer.adamw_lr=1e-12"]
 SHORT = ["--scale", "tiny", "--trainer.max_steps=1", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
 

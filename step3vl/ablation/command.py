@@ -1,4 +1,4 @@
-"""The verb `ablate`: tables listed, run, drawn and compared."""
+"""The verb `ablate`: tables listed, tuned, run, drawn, reported and compared."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from step3vl.slurm.request import add_options, read_request
 from .rows import print_diff, print_tables
 from .run import run_table
 from .table import print_table
+from .tune import tune_table
 
 
 def run(args: Sequence[str]) -> int:
@@ -36,6 +37,16 @@ def run(args: Sequence[str]) -> int:
     table = verbs.add_parser("table", help="our table beside the paper's; writes CSV, Markdown, PNG")
     table.add_argument("folder", type=Path)
     table.add_argument("--scale", default="tiny", help="paper or tiny")
+    report = verbs.add_parser("report", help="a page of intervals, claims and verdicts, written from the runs")
+    report.add_argument("folder", type=Path)
+    report.add_argument("--scale", default="tiny", help="paper or tiny")
+    report.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the page and its picture")
+    tune = verbs.add_parser("tune", help="the learning rates of the table's grid, a short run each")
+    tune.add_argument("folder", type=Path)
+    tune.add_argument("--scale", default="paper", help="paper or tiny")
+    tune.add_argument("--steps", type=int, required=True, help="optimizer steps of a run")
+    tune.add_argument("--only", action="append", default=[], metavar="ROW", help="this row alone (repeatable)")
+    tune.add_argument("-j", "--jobs", type=int, default=None, help="runs at a time, as of ablate run")
     diff = verbs.add_parser("diff", help="only the keys that differ")
     diff.add_argument("a", type=Path)
     diff.add_argument("b", type=Path)
@@ -53,6 +64,12 @@ def run(args: Sequence[str]) -> int:
             return _run(options, overrides)
         case "table":
             print_table(options.folder, options.scale)
+        case "report":
+            from .report import write_page
+
+            write_page(options.folder, options.scale, options.out)
+        case "tune":
+            return tune_table(options.folder, options.scale, options.steps, options.jobs, options.only)
         case "diff":
             print_diff(options.a, options.b, options.scale)
     return 0

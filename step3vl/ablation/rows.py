@@ -84,7 +84,7 @@ def print_tables(root: Path, scale: str) -> None:
 
 def print_diff(a: Path, b: Path, scale: str) -> None:
     """Only the keys in which two runs differ, after bases, cards and interpolation."""
-    left, right = (_flatten(compose([path], scale=scale).config) for path in (a, b))
+    left, right = (flatten(compose([path], scale=scale).config) for path in (a, b))
     keys = [key for key in {**left, **right} if left.get(key, "-") != right.get(key, "-")]
     table = Table(title=f"{len(keys)} of {len(left | right)} keys differ ({scale} scale)")
     table.add_column("key", overflow="fold")
@@ -95,8 +95,9 @@ def print_diff(a: Path, b: Path, scale: str) -> None:
     Console().print(table)
 
 
-def _flatten(node: Any, path: str = "") -> dict[str, Any]:
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """{"a.b.c": value} of nested mappings; `init_args` is left out of the path."""
     if not isinstance(node, dict) or not node:
         return {path: node}
-    parts = [_flatten(v, path if k == "init_args" else f"{path}.{k}".lstrip(".")) for k, v in node.items()]
+    parts = [flatten(v, path if k == "init_args" else f"{path}.{k}".lstrip(".")) for k, v in node.items()]
     return {key: value for part in parts for key, value in part.items()}

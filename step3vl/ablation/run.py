@@ -27,16 +27,21 @@ LINE_EVERY_S = 30.0
 
 @dataclass
 class Job:
-    """One row with one seed: train, then test."""
+    """One row with one seed: train, then test; or train alone, when `last_phase` is "fit"."""
 
     row: Row
     seed: int
     process: subprocess.Popen | None = None
     phase: str = "fit"
+    last_phase: str = "test"
 
     @property
     def name(self) -> str:
-        return f"{self.row.file.stem} seed {self.seed}"
+        return (
+            f"{self.row.file.stem} seed {self.seed}"
+            if self.last_phase == "test"
+            else f"{self.folder.parent.name} {self.folder.name}"
+        )
 
     @property
     def folder(self) -> Path:
@@ -75,6 +80,14 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps({"fingerprint": self.row.fingerprint}) + "\n")
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier call has ended it, with this configuration."""
+        if self.last_phase == "test":
+            return self.row.metrics(self.seed) is not None
+        done = self.folder / "row.json"
+        return done.is_file() and json.loads(done.read_text())["fingerprint"] == self.row.fingerprint
+
     def finish(self) -> None:
         """Mark the run as done; only marked runs enter the table."""
         (self.folder / "row.json").write_text(
@@ -104,7 +117,7 @@ def table_jobs(
         if name not in names:
             raise ConfigError(f"{folder} has no row {name!r}; {nearest(name, names)}")
     jobs = [Job(row, seed) for seed in seeds for row in rows if not only or row.file.stem in only]
-    return jobs, [job for job in jobs if job.row.metrics(job.seed) is None]
+    return jobs, [job for job in jobs if not job.is_finished]
 
 
 def run_table(
@@ -119,8 +132,13 @@ def run_table(
     """Train and score rows of `folder` with every seed. Returns 0 when all finished, 85 when stopped, else 1."""
     if not seeds:
         raise ValueError("--seeds must be at least 1, got 0")
+    return run_jobs(table_jobs(folder, scale, seeds, overrides, only)[0], num_jobs, launcher)
+
+
+def run_jobs(jobs: Sequence[Job], num_jobs: int | None = None, launcher: str = "") -> int:
+    """Run what is not finished, `num_jobs` at a time. Returns 0 when all finished, 85 when stopped, else 1."""
     console = Console()
-    jobs, waiting = table_jobs(folder, scale, seeds, overrides, only)
+    waiting = [job for job in jobs if not job.is_finished]
     num_cores = os.cpu_count() or 1
     num_jobs = num_jobs or (1 if torch.cuda.is_available() or launcher else num_cores)
     num_jobs = max(1, min(num_jobs, len(waiting)))
@@ -173,11 +191,14 @@ def _advance(
     if job.process.returncode != 0:
         running.remove(job)
         failed.append(job)
-    elif job.phase == "fit":
+    elif job.phase != job.last_phase:
         job.start("test", num_threads, launcher)
         console.print(f"{job.name}: trained; {job.last_line('step ')}", markup=False, highlight=False)
     else:
         running.remove(job)
         job.finish()
+        if job.phase == "fit":
+            console.print(f"{job.name}: trained; {job.last_line('step ')}", markup=False, highlight=False)
+            return
         scores = json.loads((job.folder / "metrics.json").read_text())["scores"]
         console.print(f"{job.name}: " + "  ".join(f"{k} {v['score']:.2f}" for k, v in scores.items()), highlight=False)

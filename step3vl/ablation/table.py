@@ -65,8 +65,8 @@ def print_table(folder: Path, scale: str) -> None:
     if not any(cells.values()):
         raise ConfigError(f"no finished run of {folder} at {scale} scale: step3vl ablate run {folder} --scale {scale}")
     out = table_folder(folder, scale)
-    titles = [rows[0].info.get("table", folder.name), _scale_title(rows, scale)]
-    ours, paper = _our_rows(rows, cells), _paper_rows(rows)
+    titles = [rows[0].info.get("table", folder.name), scale_title(rows, scale)]
+    ours, paper = _our_rows(rows, cells), paper_rows(rows)
     console = Console()
     _print_block(console, "  ".join(titles), ours)
     _print_block(
@@ -76,21 +76,22 @@ def print_table(folder: Path, scale: str) -> None:
     for note in notes:
         console.print(f"- {note}", highlight=False)
     _write_csv(out / "table.csv", rows, cells, scale)
-    markdown = [f"## {titles[0]}", "", f"**{titles[1]}**", "", *_markdown(ours), "", "### The paper, same rows", ""]
-    markdown += [
-        *_markdown(paper),
+    lines = [f"## {titles[0]}", "", f"**{titles[1]}**", "", *markdown(ours), "", "### The paper, same rows", ""]
+    lines += [
+        *markdown(paper),
         "",
         *[f"- {note}" for note in notes],
         "",
         f"![curves and scores]({out.name}.png)",
         "",
     ]
-    (out / "table.md").write_text("\n".join(markdown).replace(f"{out.name}.png", "table.png"))
+    (out / "table.md").write_text("\n".join(lines).replace(f"{out.name}.png", "table.png"))
     plot_table(out / "table.png", " ".join(titles), rows, cells)
     console.print(f"wrote {out}/table.csv, table.md, table.png", highlight=False)
 
 
-def _scale_title(rows: list[Row], scale: str) -> str:
+def scale_title(rows: list[Row], scale: str) -> str:
+    """What a reader must know first: the scale, the size, the optimizer."""
     if scale == "paper":
         return "(paper scale)"
     found = [next((m["provenance"] for s in range(100) if (m := row.metrics(s))), None) for row in rows]
@@ -120,7 +121,8 @@ def _our_rows(rows: list[Row], cells: dict[str, dict[str, Cell]]) -> list[list[s
     return out
 
 
-def _paper_rows(rows: list[Row]) -> list[list[str]]:
+def paper_rows(rows: list[Row]) -> list[list[str]]:
+    """The paper's values of rows; a null is "not given"."""
     names = list(dict.fromkeys(name for row in rows for name in row.paper))
     values = [
         [row.label, *["not given" if row.paper.get(n) is None else str(row.paper[n]) for n in names]] for row in rows
@@ -137,7 +139,8 @@ def _print_block(console: Console, title: str, lines: list[list[str]]) -> None:
     console.print(table)
 
 
-def _markdown(lines: list[list[str]]) -> list[str]:
+def markdown(lines: list[list[str]]) -> list[str]:
+    """A table in Markdown; the first line is its head."""
     head = ["| " + " | ".join(lines[0]) + " |", "|" + " --- |" * len(lines[0])]
     return head + ["| " + " | ".join(line) + " |" for line in lines[1:]]
 

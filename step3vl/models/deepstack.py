@@ -84,7 +84,8 @@ class DeepStack(nn.Module):
     Args:
         vision_size: width of the encoder's features.
         text_size: width of the decoder's hidden states.
-        taps: for each level, the encoder block whose output is used; blocks count from 0.
+        taps: for each level, the encoder block whose output is used; blocks count from 0. One block may serve several
+            levels, as in the control that has DeepStack's parameters without its inner layers.
         inject_after: for each level, the decoder layer after which it is added; layers count from 0.
         merger: "pool_mlp" (4x4 average pool, LayerNorm, MLP), "unshuffle" (4x4 cells side by side, LayerNorm, linear
             map) or "conv" (as the projector). All round a grid that is no multiple of 4 up, as the projector does.
@@ -103,9 +104,10 @@ class DeepStack(nn.Module):
             raise ValueError(
                 f"taps {list(taps)} and inject_after {list(inject_after)} must be of one length, at least 1"
             )
-        for name, numbers in (("taps", taps), ("inject_after", inject_after)):
-            if min(numbers) < 0 or len(set(numbers)) != len(numbers):
-                raise ValueError(f"{name} is {list(numbers)}; accepted are different numbers from 0")
+        if min(taps) < 0:
+            raise ValueError(f"taps is {list(taps)}; accepted are numbers from 0")
+        if min(inject_after) < 0 or len(set(inject_after)) != len(inject_after):
+            raise ValueError(f"inject_after is {list(inject_after)}; accepted are different numbers from 0")
         if merger not in _MERGERS:
             raise ValueError(f"merger is {merger!r}; accepted are {', '.join(map(repr, _MERGERS))}")
         self.taps, self.inject_after = tuple(taps), tuple(inject_after)

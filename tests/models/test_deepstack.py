@@ -250,7 +250,7 @@ def test_parameters_at_full_size(merger: str, millions: float, card) -> None:
     [
         ({"taps": [0, 1], "inject_after": [0]}, r"taps \[0, 1\] and inject_after \[0\] must be of one length"),
         ({"taps": [], "inject_after": []}, "at least 1"),
-        ({"taps": [1, 1], "inject_after": [0, 1]}, r"taps is \[1, 1\]; accepted are different numbers from 0"),
+        ({"taps": [-1, 1], "inject_after": [0, 1]}, r"taps is \[-1, 1\]; accepted are numbers from 0"),
         ({"taps": [0], "inject_after": [-1]}, r"inject_after is \[-1\]"),
         ({"taps": [3], "inject_after": [0]}, r"taps is \[3\], but PELang has the layers 0 to 2"),
         ({"taps": [0], "inject_after": [4]}, r"inject_after is \[4\], but Qwen3Decoder has the layers 0 to 3"),

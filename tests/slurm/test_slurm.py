@@ -211,6 +211,7 @@ def test_the_template_follows_the_job(workplace, programs):
 def test_a_table_is_an_array_of_what_is_not_finished(workplace, capsys):
     fake_run(read_rows(Path(TABLE), "tiny", ["trainer.max_steps=2"])[0], 0, {"reading": 0.8})
     words = ["ablate", "run", TABLE, "--scale", "tiny", "--seeds", "2", "--trainer.max_steps=2"]
+    words += ["--only", "pe_lang", "--only", "dinov3"]
     job = ["--slurm", "--nodes", "1", "--gpus", "0", "--dry-run", "-j", "2", "--sbatch_account=lab"]
     assert main([*words, *job]) == 0
     script, notes = capsys.readouterr()

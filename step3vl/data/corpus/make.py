@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from step3vl.data.corpus import code, documents, education, grounding, gui, knowledge, text, vqa
+from step3vl.data.corpus import code, documents, education, flags, grounding, gui, knowledge, text, vqa
 from step3vl.data.corpus.assets import digit_images
 from step3vl.data.corpus.draft import Draft, Subset
 from step3vl.data.shards import write_shards
@@ -36,7 +36,7 @@ SEEN_SPLITS = ("train", "seen")
 """Splits drawn from what training may show. All others are held out. Only "train" has several turns a sample."""
 
 DOMAINS: dict[str, dict[str, Subset]] = {
-    "knowledge": knowledge.SUBSETS,
+    "knowledge": knowledge.SUBSETS | flags.SUBSETS,
     "education": education.SUBSETS,
     "documents": documents.SUBSETS,
     "code": code.SUBSETS,
@@ -81,6 +81,7 @@ class _Task:
     first: int
     num: int
     turns: int
+    wrong_images: bool = False
 
     @property
     def cost(self) -> tuple[bool, int, int]:
@@ -150,7 +151,9 @@ def make_corpus(
 ) -> Manifest:
     """Write `<out>/<split>/<domain>-<subset>-level<k>-000000.tar` and `<out>/manifest.json`.
 
-    recipe: {seed, turns, samples_per_shard, splits: {train: {"documents/digits": {0: 6000}}}}; `seed` overrides it.
+    recipe: {seed, turns, samples_per_shard, splits: {train: {"documents/digits": {0: 6000}}}}; `seed` overrides it. With
+    `wrong_images: true` every training sample shows the images of the next one of its shard: a corpus from which
+    nothing about images can be learnt, for a control.
     The corpus appears under its name only when whole. One made before from the same recipe and seed is reused.
     Raises ValueError for an unknown key, subset or level, and when `out` holds something else and not `overwrite`.
     """
@@ -180,7 +183,7 @@ def make_corpus(
 
 
 def _plan(recipe: dict[str, Any], seed: int | None) -> tuple[list[_Task], int]:
-    accepted = ("seed", "turns", "samples_per_shard", "splits")
+    accepted = ("seed", "turns", "samples_per_shard", "splits", "wrong_images")
     for name in recipe:
         if name not in accepted:
             raise ValueError(f"corpus recipe: unknown key '{name}'; accepted are {', '.join(accepted)}")
@@ -191,6 +194,8 @@ def _plan(recipe: dict[str, Any], seed: int | None) -> tuple[list[_Task], int]:
     for name, value in (("turns", turns), ("samples_per_shard", size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"corpus recipe: key '{name}' must be a whole number from 1, got {value!r}")
+    if not isinstance(wrong := recipe.get("wrong_images", False), bool):
+        raise ValueError(f"corpus recipe: key 'wrong_images' must be true or false, got {wrong!r}")
     tasks = []
     for split, subsets in recipe["splits"].items():
         for name, levels in subsets.items():
@@ -204,7 +209,8 @@ def _plan(recipe: dict[str, Any], seed: int | None) -> tuple[list[_Task], int]:
                     raise ValueError(f"{where}: the number of samples must be a whole number from 1, got {count!r}")
                 for number, first in enumerate(range(0, count, size)):
                     num, most = min(size, count - first), turns if split == "train" else 1
-                    tasks.append(_Task(chosen, split, domain, subset, int(level), number, first, num, most))
+                    where_from = (chosen, split, domain, subset, int(level), number, first, num, most)
+                    tasks.append(_Task(*where_from, wrong_images=wrong and split == "train"))
     return tasks, chosen
 
 
@@ -238,10 +244,22 @@ def _make_shard(task: _Task, folder: Path) -> dict[str, Any]:
     samples = draw_samples(
         task.seed, task.split, task.domain, task.subset, task.level, task.num, task.turns, first=task.first
     )
+    if task.wrong_images:
+        samples = iter(swap_images(list(samples)))
     stem = f"{task.domain}-{task.subset}-level{task.level}"
     (info,) = write_shards(samples, folder / task.split, stem, task.num, first_number=task.number)
     entry = {"split": task.split, "domain": task.domain, "subset": task.subset, "level": task.level}
     return {**asdict(info), **entry, "file": f"{task.split}/{info.file}"}
+
+
+def swap_images(samples: list[Sample]) -> list[Sample]:
+    """Each sample with the images of the next one that has as many; questions and answers stay where they are."""
+    swapped = list(samples)
+    for num in {len(sample.images) for sample in samples}:
+        places = [k for k, sample in enumerate(samples) if len(sample.images) == num]
+        for k, following in zip(places, [*places[1:], places[0]]):
+            swapped[k] = replace(samples[k], images=samples[following].images)
+    return swapped
 
 
 def _totals(shards: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
