@@ -26,6 +26,8 @@ class Preset:
     sampling: Sampling
     rounds: list[int] | None = None
     max_context_tokens: int | None = None
+    template: str | None = None
+    """Of synthesis prompts: published, short, or a file; None: the published one."""
 
     @property
     def mode(self) -> str:
@@ -49,7 +51,9 @@ class Answering:
         """The same generator in a preset's rounds."""
         if preset.rounds is None:
             raise ConfigError(f"preset {preset.name} has no rounds; give --rounds")
-        return PaCoReGenerator(self.generator, preset.rounds, preset.max_context_tokens, self.counter, **more)
+        return PaCoReGenerator(
+            self.generator, preset.rounds, preset.max_context_tokens, self.counter, template=preset.template, **more
+        )
 
 
 def label(rounds: list[int]) -> str:
@@ -81,6 +85,7 @@ def add_preset(
     parser.add_argument(
         "--max-context-tokens", type=int, default=None, help="of PaCoRe: prompt and answer; default: the preset's"
     )
+    parser.add_argument("--template", help="of PaCoRe's prompts: published (default), short (tiny models), or a file")
     parser.set_defaults(default_preset=default, rounds=None)
     if with_rounds:
         parser.add_argument("--rounds", help='of PaCoRe: answers a round, such as "[16]"; default: the preset\'s')
@@ -102,13 +107,16 @@ def read_preset(options: argparse.Namespace) -> Preset:
         raise ConfigError(f"--mode sere and --preset {name} contradict each other: that preset coordinates rollouts")
     changed = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
     values |= {key: value for key, value in changed.items() if value is not None}
-    if "rounds" not in values and (options.rounds or options.max_context_tokens):
-        raise ConfigError("--rounds and --max-context-tokens are PaCoRe's; give --mode pacore or --preset pacore too")
+    if "rounds" not in values and (options.rounds or options.max_context_tokens or options.template):
+        raise ConfigError(
+            "--rounds, --max-context-tokens and --template are PaCoRe's; give --mode pacore or --preset pacore too"
+        )
     sampling = Sampling(**{key: value for key, value in values.items() if key in _sampling_keys()})
     preset = Preset(name=name, sampling=sampling)
     if "rounds" in values:
         preset.rounds = values["rounds"] if options.rounds is None else parse_rounds(options.rounds)
         preset.max_context_tokens = options.max_context_tokens or values["max_context_tokens"]
+        preset.template = options.template
         if sampling.temperature == 0 and preset.rounds:
             raise ConfigError(
                 "PaCoRe at temperature 0 would ask for the same answer again and again; give --temperature"

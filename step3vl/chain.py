@@ -112,7 +112,8 @@ def verdict(link: Link) -> str:
     cells = "  ".join(f"{name} {s['score']:.2f} ({s['blind']:.2f})" for name, s in scores.items())
     mean, blind = (float(np.mean([s[key] for s in scores.values()])) for key in ("score", "blind"))
     above = sum(s["score"] > s["blind"] for s in scores.values())
-    temperature = link.config["model"]["init_args"]["sampling"].get("temperature", 0)
+    sampling = link.config["model"]["init_args"].get("sampling") or {}  # an encoder alone has none
+    temperature = sampling.get("temperature", 0)
     how = f" at temperature {temperature:g}" if temperature else ""
     return (
         f"{link.file.stem:<20} {num} steps  {name} {first:.3f} -> {last:.3f}  "

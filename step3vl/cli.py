@@ -48,6 +48,7 @@ data
   data import SOURCE --out OUT --domain NAME [--images DIR]
                                       LLaVA, ShareGPT, Qwen-VL JSON or Hugging Face parquet as shards
   data validate PATH                  check shards, or a source before it is imported: file, line, field
+  data prefer SHARDS OUT              pairs of a right and a wrong answer, for a reward model
   data view SHARD                     contact sheet PNG with boxes and points
   data twins CORPUS OUT               generated cases in the columns of the published benchmarks
   data stats FOLDER                   domains, lengths, image tokens
@@ -220,6 +221,12 @@ def _data(args: list[str]) -> int:
     twins.add_argument("corpus", type=Path)
     twins.add_argument("out", type=Path, help="folder to write, a --data-root for step3vl eval")
     twins.add_argument("--num", type=int, default=32, help="cases of each")
+    prefer = verbs.add_parser("prefer", help="pairs of a right and a wrong answer, for reward models")
+    prefer.add_argument("shards", help="folder or quoted pattern of samples with gold answers")
+    prefer.add_argument("out", type=Path, help="folder to write")
+    prefer.add_argument("--answers", type=Path, default=None, help="cases.jsonl of a run, or a pool (default: by rule)")
+    prefer.add_argument("--limit", type=int, default=None, help="at most so many pairs")
+    prefer.add_argument("--seed", type=int, default=0, help="of wrong answers made by rule")
     importing.add_verbs(verbs)
     options = parser.parse_args(args[1:])
     if options.verb == "import":
@@ -238,6 +245,11 @@ def _data(args: list[str]) -> int:
 
         files = write_twins(options.corpus, options.out, options.num)
         print(f"{len(files)} benchmarks with up to {options.num} generated cases each in {options.out}")
+    elif options.verb == "prefer":
+        from step3vl.data.preference_make import write_preferences
+
+        infos = write_preferences(options.shards, options.out, options.answers, options.limit, options.seed)
+        print(f"{sum(info.num_samples for info in infos):,} preferences in {len(infos)} shards at {options.out}")
     elif options.verb == "view":
         from step3vl.data.view import contact_sheet
 

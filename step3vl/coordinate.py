@@ -181,6 +181,7 @@ def _measure(args: Sequence[str]) -> int:
                 lambda num, key=key: console.print(f"{key}: {num} cases", highlight=False),  # type: ignore[misc]
                 max_context_tokens=preset.max_context_tokens,
                 counter=answering.counter,
+                template=preset.template,
                 trace=out / "traces" / f"{key}.jsonl",
             )
         console.print(scaling_table(found[key]))

@@ -24,16 +24,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from step3vl.callbacks import ProgressLines
+from step3vl.callbacks import ProgressLines, Upbringing
 from step3vl.config import Composed, ConfigError, compose, nearest
 from step3vl.data.processor import Processor
 from step3vl.diagnose import check_arguments, check_classes, check_keys, check_types
 from step3vl.evaluation import Benchmark
-from step3vl.evaluation.report import write_report
+from step3vl.evaluation.report import write_report, write_scores
 from step3vl.models import LanguageDecoder, ValueModel, VisionLanguageModel
 from step3vl.models.vision import VisionEncoder
 from step3vl.precision import fast_precision
-from step3vl.stages import Stage
+from step3vl.stages import EncoderStage, Stage, Trained
 from step3vl.weights.runs import FOLDER, saved_steps
 
 VERBS = ("fit", "validate", "test", "predict")
@@ -112,7 +112,7 @@ class Step3VLCLI(LightningCLI):
         self.command = command
         self.composed = compose(command.files, command.overrides, command.scale)
         super().__init__(
-            Stage,
+            Trained,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -168,6 +168,11 @@ class Step3VLCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """The two hand-overs, in plain sight: what the encoder needs from pixels, and who makes tokens."""
+        if isinstance(self.model, EncoderStage):
+            if self._get(self.config_init, "suite"):
+                raise ConfigError("suite: an encoder alone answers no questions; leave it out")
+            self.model.connect(self.datamodule)
+            return
         vlm, processor = self.model.vlm, self.model.processor
         processor.bind(vlm.image_spec, vlm.projector.grid)
         vlm.bind(processor.image_token_id)
@@ -183,16 +188,21 @@ class Step3VLCLI(LightningCLI):
 
     def validate(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Print the losses of data.val_sources."""
+        if isinstance(model, EncoderStage):
+            raise ConfigError("validate: an encoder alone has no losses on held-out data; step3vl test measures it")
         if not self.config[self.subcommand].data.init_args.get("val_sources"):
             raise ConfigError("nothing to validate on: set data.val_sources and data.val_samples")
         for losses in self.trainer.validate(model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False):
             print("  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
 
-    def test(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
-        """Score the suite on held-out cases, seeing and blind; writes metrics.json and cases.jsonl."""
+    def test(self, model: Stage | EncoderStage, ckpt_path: str | None = None, **kwargs: Any) -> None:
+        """Score the suite on held-out cases, seeing and blind, or an encoder's probes; writes metrics.json."""
         start_s = time.process_time()
-        self.trainer.test(model, dataloaders=self.suite_loaders(), ckpt_path=ckpt_path)
+        alone = model if isinstance(model, EncoderStage) else None
+        loaders = self.suite_loaders() if alone is None else alone.test_loaders(self.datamodule)
+        self.trainer.test(model, dataloaders=loaders, ckpt_path=ckpt_path)
         folder = Path(self.trainer.default_root_dir)
+        counted: Any = model.vlm if alone is None else alone.vision_encoder
         facts = {
             "command": "step3vl " + " ".join(sys.argv[1:]),
             "scale": self.config[self.subcommand].scale,
@@ -200,15 +210,28 @@ class Step3VLCLI(LightningCLI):
             "label": self.composed.row.get("label", folder.name),
             "checkpoint": ckpt_path,
             "precision": str(self.trainer.precision),
-            "num_parameters": sum(p.numel() for p in model.vlm.parameters()),
+            "num_parameters": sum(p.numel() for p in counted.parameters()),
             "optimizer": self.config[self.subcommand].model.init_args.optimizer.class_path,
             "evaluation_cpu_s": round(time.process_time() - start_s, 1),
         }
-        if self.trainer.is_global_zero:
+        probes: dict[str, Any] = {}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Upbringing):
+                facts |= callback.facts()
+                probes |= callback.scores
+        if not self.trainer.is_global_zero:
+            return
+        if alone is not None:
+            own = {f"probe: {name}": score for name, score in probes.items()}
+            print_scores(write_scores(folder, alone.scores | own, facts))
+        elif isinstance(model, Stage):
+            facts |= {"encoder_probes": probes} if probes else {}
             print_scores(write_report(folder, model.suite, model.records, facts))
 
     def predict(self, model: Stage, ckpt_path: str | None = None, **kwargs: Any) -> None:
         """Answer the suite's cases without scoring blind; writes predictions.jsonl into the run folder."""
+        if isinstance(model, EncoderStage):
+            raise ConfigError("predict: an encoder alone answers no questions; step3vl test measures it")
         batches = self.trainer.predict(model, dataloaders=self.suite_loaders(), ckpt_path=ckpt_path) or []
         batches = batches if len(model.suite) > 1 else [batches]
         records = [record for loader in batches for batch in loader for record in batch]
@@ -291,7 +314,7 @@ def parse(parser: LightningArgumentParser, command: Command, composed: Composed)
             return parser.parse_object({"subcommand": command.verb, command.verb: config})
     except (ArgumentError, SystemExit, ValueError, TypeError) as error:
         hints = {
-            "model": Stage,
+            "model": Trained,
             "data": LightningDataModule,
             "suite": dict[str, Benchmark] | None,
             "seed_everything": bool | int,

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from step3vl.answering import (
@@ -21,7 +22,7 @@ from step3vl.answering import (
 )
 from step3vl.config import ConfigError
 from step3vl.pacore import parse_rounds
-from step3vl.serving import Backend, Batcher, ChatServer, Coordinated, Limits, Plain
+from step3vl.serving import Backend, Batcher, ChatServer, Coordinated, Limits, Plain, Weights
 
 UPSTREAM_WORKERS = 64
 """Questions at once, where the model is elsewhere; each asks its rollouts at once."""
@@ -33,15 +34,23 @@ def run(args: Sequence[str]) -> int:
     source = options.url or options.checkpoint
     if (options.url is None) == (options.checkpoint is None):
         raise ConfigError("give a checkpoint's folder, or --url URL --model NAME of a server that answers")
-    preset = read_preset(argparse.Namespace(**vars(options) | {"max_context_tokens": None}))
+    preset = read_preset(argparse.Namespace(**vars(options) | {"max_context_tokens": None, "template": None}))
     max_context_tokens = options.max_context_tokens or published_context(options.scale)
     rounds = [parse_rounds(text) for text in options.pacore] or ([preset.rounds] if preset.rounds else [])
     api_key = _api_key(options.api_key_env)
+    if options.weights_from is not None and is_server(source):
+        raise ConfigError("--weights-from needs a checkpoint's folder; another server's weights are its own affair")
     answering = open_answering(source, options.model, options.batch)
     name = options.name or default_name(source, options.model)
     backends: dict[str, Backend] = {name: Plain(answering.generator, answering.counter, answering.numbers)}
     for widths in rounds:
-        chosen = Preset(name=name, sampling=preset.sampling, rounds=widths, max_context_tokens=max_context_tokens)
+        chosen = Preset(
+            name=name,
+            sampling=preset.sampling,
+            rounds=widths,
+            max_context_tokens=max_context_tokens,
+            template=options.template,
+        )
         pacore = answering.coordinated(chosen, trace=options.trace)
         backends[name + chosen.label] = Coordinated(pacore, answering.numbers)
     upstream = is_server(source)
@@ -52,6 +61,7 @@ def run(args: Sequence[str]) -> int:
         max_waiting=options.max_waiting,
         seeds_alone=options.exact_seeds,
     )
+    weights = None if options.weights_from is None else _weights(answering.generator, source, options.weights_from)
     limits = Limits(max_body_bytes=options.max_body_mib * 2**20)
     try:
         server = ChatServer(
@@ -62,6 +72,7 @@ def run(args: Sequence[str]) -> int:
             api_key,
             options.split_thoughts,
             log=not options.quiet,
+            weights=weights,
         )
     except OSError as error:
         raise ConfigError(f"{options.host}:{options.port} cannot be served: {error.strerror or error}") from None
@@ -98,6 +109,12 @@ def _api_key(name: str | None) -> str:
     return os.environ[name]
 
 
+def _weights(generator: Any, source: str, folder: str) -> Weights:
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--weights-from is {folder}, which is no folder")
+    return Weights(generator.vlm, Path(source).resolve(), folder)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="step3vl serve")
     add_model(parser, optional=True)
@@ -116,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         "--exact-seeds",
         action="store_true",
         help="answer requests with a seed one by one, so that they can be repeated",
+    )
+    parser.add_argument(
+        "--weights-from",
+        default=None,
+        metavar="FOLDER",
+        help="clients may load weights from folders in it (POST /update_weights_from_disk); default: they may not",
     )
     parser.add_argument("--trace", default=None, help="JSON-lines file of all coordinated answers")
     parser.add_argument("--quiet", action="store_true", help="no line a request")

@@ -87,12 +87,12 @@ def test_diff_prints_only_what_differs(workplace, capsys, monkeypatch):
 
 def test_validate_and_predict_run(workplace, capsys):
     short = ["--trainer.max_steps=1", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-    few = [f"--suite.{n}.num_cases=1" for n in ("reading", "words")]
-    few += [f"--suite.{n}=null" for n in ("pointing",)]
+    names = ("reading", "words", "pointing", "counting", "attributes", "spatial", "sums", "common", "rare")
+    few = [f"--suite.{n}.num_cases=1" for n in names]
     assert main([*ROW, *short]) == 0
     assert main(["predict", *ROW[1:], *short, *few, "--ckpt_path=last"]) == 0
     lines = Path("runs/tiny/ablations/table4_vision_encoder/random/predictions.jsonl").read_text().splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 9
     capsys.readouterr()
     assert main(["validate", *ROW[1:], *short, "--data.val_samples=8", "--ckpt_path=last"]) == 0
     assert "val_loss" in capsys.readouterr().out

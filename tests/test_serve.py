@@ -205,6 +205,31 @@ def test_our_own_client_gets_every_answer_in_its_place():
     ]
 
 
+def test_tokens_are_told_to_who_asks():
+    """Ids and log-probabilities of an answer, as vLLM tells them; nobody else gets them."""
+
+    class Tells(Notes):
+        def generate(self, prompts, sampling, n=1):
+            one = Completion(text="hi", token_ids=[7, 2], truncated=False, num_tokens=2, logprobs=[-0.5, -0.25])
+            return [[one] * n for _ in prompts]
+
+    prompts = [Prompt(messages=[Message(role="user", content="q")])] * 3
+    with serving(Tells(echo)) as server:
+        _, plain = post(server, ask())
+        _, told = post(server, ask(logprobs=True, return_token_ids=True))
+        ((one,), *_) = ChatClient(url(server), "m", tell_tokens=True).generate(prompts, DEFAULT)
+        ((other,), *_) = ChatClient(url(server), "m").generate(prompts, DEFAULT)
+    assert plain["choices"][0]["logprobs"] is None and "token_ids" not in plain["choices"][0]
+    assert told["choices"][0]["token_ids"] == [7, 2]
+    assert [row["logprob"] for row in told["choices"][0]["logprobs"]["content"]] == [-0.5, -0.25]
+    assert (one.token_ids, one.logprobs, one.text) == ([7, 2], [-0.5, -0.25], "hi")
+    assert (other.token_ids, other.logprobs, other.text) == ([], [], "hi")
+    with serving(Notes(echo)) as server:  # knows no ids: one is not taken for the other
+        silent = ChatClient(url(server), "m", tell_tokens=True, num_retries=0)
+        ((failed,),) = silent.generate(prompts[:1], DEFAULT)
+    assert "tells no token ids and log-probabilities; set tell_tokens: false" in failed.error
+
+
 def test_the_key_is_asked_for():
     with serving(Notes(echo), key="secret") as server:
         with pytest.raises(openai.AuthenticationError):
@@ -244,7 +269,10 @@ def turn(**more):
         (turn(content="\ud800"), 400, "half a character"),
         (ask(tools=[{"type": "function"}]), 400, "tools is not supported"),
         (ask(response_format={"type": "json_object"}), 400, "response_format is not supported"),
-        (ask(logprobs=True), 400, "logprobs is not supported"),
+        (ask(logprobs=True, stream=True), 400, "logprobs is not supported in streams"),
+        (ask(return_token_ids=True, stream=True), 400, "return_token_ids is not supported in streams"),
+        (ask(return_token_ids=3), 400, "return_token_ids must be true or false"),
+        (ask(top_logprobs=3), 400, "top_logprobs is not supported"),
         (ask(frequency_penalty=0.5), 400, "frequency_penalty is not supported"),
         (ask(temprature=1), 400, "unknown field 'temprature'"),
         (ask(temperature="hot"), 400, "temperature is 'hot'; accepted is float from 0 to 100"),

@@ -9,6 +9,7 @@ from .requeue import Requeue
 from .rollouts import RolloutTable
 from .start import StartTables
 from .throughput import Throughput
+from .upbringing import Upbringing
 
 __all__ = [
     "Answers",
@@ -20,4 +21,5 @@ __all__ = [
     "RolloutTable",
     "StartTables",
     "Throughput",
+    "Upbringing",
 ]

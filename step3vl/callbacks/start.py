@@ -19,7 +19,7 @@ class StartTables(Callback):
         console = Console()
         places = f"{trainer.world_size} x {pl_module.device}, {torch.get_num_threads()} threads, {trainer.precision}"
         console.print(f"run folder {trainer.default_root_dir}; {places}", highlight=False)
-        console.print(parts_table(pl_module.get_submodule("vlm")))
+        console.print(parts_table(getattr(pl_module, "vlm", pl_module)))
         for k, optimizer in enumerate(trainer.optimizers):
             console.print(groups_table(optimizer, "of the critic" if k else ""))
 

@@ -47,6 +47,8 @@ def describe(folder: str | Path) -> Described:
     if (folder / "config.yaml").is_file():
         run = compose([(folder / "config.yaml").resolve()]).config
         init = run["model"]["init_args"]
+        if "vlm" not in init:
+            raise ValueError(f"{folder} is a run of {run['model']['class_path']}, which answers nothing")
         return Described(vlm=init["vlm"], processor=init["processor"], run=run)
     if (folder / "vlm.yaml").is_file():
         vlm = compose([(folder / "vlm.yaml").resolve()]).config

@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from step3vl.data.crops import CropRecipe as CropRecipe
+    from step3vl.data.image_data import CropData as CropData
+    from step3vl.data.image_data import PairData as PairData
     from step3vl.data.mixture import Mixture as Mixture
     from step3vl.data.mixture import Source as Source
     from step3vl.data.module import TrainData as TrainData
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from step3vl.data.tokenizer import load_tokenizer as load_tokenizer
 
 _EXPORTS = {
+    "CropData": "step3vl.data.image_data",
+    "CropRecipe": "step3vl.data.crops",
     "Mixture": "step3vl.data.mixture",
+    "PairData": "step3vl.data.image_data",
     "Processor": "step3vl.data.processor",
     "PromptData": "step3vl.data.prompts",
     "Source": "step3vl.data.mixture",

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from step3vl.data.decode import image_size, open_image
-from step3vl.data.schema import from_json, image_member, to_json
+from step3vl.data.preferences import from_json, to_json
+from step3vl.data.schema import image_member
 from step3vl.data.tar_index import IMAGE_EXTENSIONS, INDEX, ShardError, ShardIndex, checksum, index_shard, publish
 from step3vl.types import Sample, Size
 

@@ -37,9 +37,15 @@ def write_report(
             answered = {r.id for r in own}
             asked = [case for case in (benchmark.cases() if cases is None else cases[name]) if case.id in answered]
             scores[name] = asdict(summarise(own, majority_score(benchmark, asked), benchmark))
-    metrics = {"scores": scores, "provenance": provenance() | facts}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cases.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in records))
+    return write_scores(folder, scores, facts)
+
+
+def write_scores(folder: Path, scores: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]) -> dict:
+    """Write `metrics.json` into `folder`, whole or not at all, and return it. A row has the keys of `Score`."""
+    metrics = {"scores": dict(scores), "provenance": provenance() | dict(facts)}
+    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "metrics.json.part"
     partial.write_text(json.dumps(metrics, indent=2) + "\n")
     partial.replace(folder / "metrics.json")

@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from step3vl.types import IMAGE_MARK, Completion, Prompt, Sampling
+
+LONGEST_PAUSE_S = 8.0
+"""Between two tries."""
 
 
 class ChatClient:
@@ -30,6 +38,8 @@ class ChatClient:
         timeout_s: of one request; long chains of thought take hours.
         num_retries: after connection errors, time-outs and the server's 408, 409, 429 and 5xx, with growing pauses.
         extra: further fields of every request, e.g. {"top_k": 20}.
+        tell_tokens: ask for the ids and log-probabilities of an answer's tokens (ours, vLLM), so that reinforcement
+            learning measures and corrects how far the server is from the policy. Only for servers that know it.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class ChatClient:
         timeout_s: float = 7200.0,
         num_retries: int = 5,
         extra: dict[str, Any] | None = None,
+        tell_tokens: bool = False,
     ):
         if max_concurrent < 1 or num_retries < 0 or timeout_s <= 0:
             raise ValueError(
@@ -49,7 +60,7 @@ class ChatClient:
             )
         self.url, self.model, self.api_key_env = url, model, api_key_env
         self.max_concurrent, self.timeout_s, self.num_retries = max_concurrent, timeout_s, num_retries
-        self.extra = extra or {}
+        self.extra, self.tell_tokens = extra or {}, tell_tokens
         self.num_failures = 0
         """Requests that got no answer after all retries."""
 
@@ -57,6 +68,8 @@ class ChatClient:
         """`n` completions of each prompt, in order; each is a request of its own. Safe in any thread."""
         if n < 1:
             raise ValueError(f"n is {n}; accepted is 1 or more")
+        if any(prompt.begun_ids for prompt in prompts):
+            raise ValueError("a server cannot go on with an answer that was begun; model.partial_tokens must be null")
         found = _run(self._ask_all(prompts, sampling, n))
         self.num_failures += sum(completion.error is not None for completion in found)
         return [found[k : k + n] for k in range(0, len(found), n)]
@@ -101,7 +114,11 @@ class ChatClient:
             request["top_p"] = sampling.top_p
         if sampling.stop:
             request["stop"] = list(sampling.stop)
-        extra = self.extra if sampling.top_k is None else {"top_k": sampling.top_k, **self.extra}
+        if self.tell_tokens:
+            request["logprobs"] = True
+        extra = {"top_k": sampling.top_k} if sampling.top_k is not None else {}
+        extra |= {"return_token_ids": True} if self.tell_tokens else {}
+        extra |= self.extra
         try:
             answer = await client.chat.completions.create(**request, extra_body=extra or None)
             choice = answer.choices[0]
@@ -111,11 +128,77 @@ class ChatClient:
         thoughts = getattr(choice.message, "reasoning_content", None)
         if thoughts:
             text = f"<think>{thoughts}</think>{text}"
-        if not text:
+        told = _told(choice) if self.tell_tokens else ([], [])
+        if told is None or (text and self.tell_tokens and not told[0]):
+            return _failed("the server tells no token ids and log-probabilities; set tell_tokens: false")
+        if not text and not told[0]:
             return _failed("the server's answer is empty")
         num_tokens = answer.usage.completion_tokens if answer.usage else 0
         is_cut = choice.finish_reason == "length"
-        return Completion(text=text, token_ids=[], truncated=is_cut, num_tokens=num_tokens)
+        return Completion(text=text, token_ids=told[0], truncated=is_cut, num_tokens=num_tokens, logprobs=told[1])
+
+    # ------------------------------------------------------------------------------------------------ weights
+
+    def served(self) -> str | None:
+        """The folder of the weights that the server answers with; "" where it cannot be reached, None: it does not say.
+
+        The request is SGLang's (GET /get_model_info beside /v1).
+        """
+        try:
+            return self._post("/get_model_info", None).get("model_path")
+        except urllib.error.HTTPError as error:
+            return None if error.code < 500 else ""
+        except (OSError, ValueError):
+            return ""
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Have the server take the weights of a folder, which it must see under the same name.
+
+        The request is SGLang's (POST /update_weights_from_disk beside /v1), which our server knows too.
+        Raises ValueError with one sentence: the server has no such endpoint, refuses, or cannot be reached after
+        the retries.
+        """
+        for attempt in range(self.num_retries + 1):
+            try:
+                answer = self._post("/update_weights_from_disk", {"model_path": str(folder)})
+                break
+            except urllib.error.HTTPError as error:
+                said = _said(error.read(20_000))
+                if error.code in (404, 405):
+                    raise ValueError(
+                        f"the server at {self.url} has no /update_weights_from_disk, so that its weights cannot be "
+                        "refreshed; serve the policy with step3vl serve --weights-from or with SGLang, or set "
+                        "model.refresh to null"
+                    ) from None
+                if error.code < 500 or attempt == self.num_retries:
+                    raise ValueError(
+                        f"the server at {self.url} did not take the weights of {folder} ({error.code}): {said}"
+                    ) from None
+            except (OSError, ValueError) as error:
+                if attempt == self.num_retries:
+                    raise ValueError(
+                        f"the server at {self.url} cannot be reached for the weights of {folder}: "
+                        f"{' '.join(str(error).split())[:300]}"
+                    ) from None
+            time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE_S))
+        if answer.get("success") is False:
+            raise ValueError(f"the server at {self.url} did not take the weights of {folder}: {answer.get('message')}")
+
+    def _post(self, place: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """The JSON at a place beside the API; a body makes it a POST."""
+        request = urllib.request.Request(
+            self.url.rstrip("/").removesuffix("/v1") + place,
+            None if body is None else json.dumps(body).encode(),
+            {
+                "Content-Type": "application/json",
+                "Authorization": f"Bearer {os.environ.get(self.api_key_env) or 'none'}",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+            found = json.loads(answer.read())
+        if not isinstance(found, dict):
+            raise ValueError(f"{place} is {type(found).__name__}, not an object")
+        return found
 
 
 def chat_messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -142,6 +225,26 @@ def data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _told(choice: Any) -> tuple[list[int], list[float]] | None:
+    """Ids and log-probabilities of an answer's tokens; None where they are not told, or not equally many."""
+    ids = getattr(choice, "token_ids", None)
+    rows = choice.logprobs.content if choice.logprobs is not None else None
+    if not isinstance(ids, list) or rows is None or len(ids) != len(rows):
+        return None
+    return [int(id) for id in ids], [float(row.logprob) for row in rows]
+
+
+def _said(body: bytes) -> str:
+    """The sentence in an error's body."""
+    text = body.decode(errors="replace")
+    try:
+        found = json.loads(text)
+        text = str(found["error"]["message"] if "error" in found else found["message"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    return " ".join(text.split())[:300]
 
 
 def _failed(why: str) -> Completion:

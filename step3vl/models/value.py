@@ -46,6 +46,21 @@ class ValueModel(nn.Module):
         """Units of sharding and of recomputation."""
         return [*self.vlm.vision_encoder.blocks(), *self.vlm.decoder.blocks()]
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Values [B,T] in fp32: at each position that of the text up to and including its token."""
-        return cast(Tensor, self.vlm.decoder.lm_head(self.vlm(batch))).squeeze(-1).to(torch.float32)
+    def forward(self, batch: Batch, places: Tensor | None = None) -> Tensor:
+        """Values in fp32: at each position that of the text up to and including its token.
+
+        Args:
+            batch: rows [B,T].
+            places: positions in the rows laid end to end; the head then reads these alone, in fp32 also under
+                autocast, because what bf16 keeps of a score is less than what two answers may differ in.
+
+        Returns:
+            [B,T], or the shape of `places`.
+        """
+        hidden = self.vlm(batch)  # [B,T,D]
+        head = self.vlm.decoder.lm_head
+        if places is None:
+            return cast(Tensor, head(hidden)).squeeze(-1).to(torch.float32)
+        rows = hidden.flatten(0, 1).index_select(0, places.flatten())  # [n,D]
+        with torch.autocast(rows.device.type, enabled=False):
+            return (rows.float() @ head.weight.float().T).view(places.shape)

@@ -76,6 +76,7 @@ def scaling(
     cases_per_call: int = 16,
     done: Callable[[int], None] = lambda num: None,
     synthesiser: Generator | None = None,
+    foreign: bool = False,
     **settings: Any,
 ) -> Scaling:
     """Accuracy against rollouts. Every case is asked max(widths) times once; k rollouts are the first k of these.
@@ -87,10 +88,12 @@ def scaling(
         cases_per_call: cases that are in memory at a time.
         done: told after each call how many cases are done.
         synthesiser: who coordinates the rollouts; None: the generator itself.
+        foreign: a control: each case is shown the messages of the case before it (the first one: of the last in its
+            call), and judged by its own answer. What is left of the gain does not come from messages.
         settings: further arguments of PaCoReGenerator: max_context_tokens, counter, template, trace.
 
     Raises:
-        ValueError: no widths, or one below 1; the benchmark has no case.
+        ValueError: no widths, or one below 1; the benchmark has no case; foreign messages of a single case.
     """
     if not widths or min(widths) < 1:
         raise ValueError(f"widths is {list(widths)}; accepted are numbers of rollouts from 1")
@@ -98,6 +101,7 @@ def scaling(
     rollouts: list[list[Record]] = []
     finals: dict[int, list[float]] = {k: [] for k in widths}
     tallies = {k: Tally() for k in widths}
+    before: list[Completion] | None = None
     for call, cases in enumerate(chunks(benchmark.stream(limit), cases_per_call)):
         seeded = replace(sampling, seed=None if sampling.seed is None else sampling.seed + call)
         prompts = [case.prompt for case in cases]
@@ -106,9 +110,13 @@ def scaling(
         scores = iter(benchmark.scores([(case, c.text) for case, group in zip(cases, said) for c in group]))
         for case, group in zip(cases, said):
             rollouts.append([_record(name, benchmark, case, c, next(scores), k) for k, c in enumerate(group)])
+        if foreign and before is None and len(cases) == 1:
+            raise ValueError(f"{name} begins with a call of one case: no other case has messages to show it")
+        shown = [before or said[-1], *said[:-1]] if foreign else said
+        before = said[-1]
         for k in widths:
             pacore = PaCoReGenerator(synthesiser or generator, [k], **settings)
-            runs = pacore.run(prompts, seeded, first=[group[:k] for group in said])
+            runs = pacore.run(prompts, seeded, first=[group[:k] for group in shown])
             own = benchmark.scores([(case, final.text) for case, ((final, _),) in zip(cases, runs)])
             for records, ((_, trace),), score in zip(rollouts[-len(cases) :], runs, own):
                 trace.rounds[0].seconds = timed.seconds

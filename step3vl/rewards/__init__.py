@@ -12,6 +12,7 @@ from .mathematics import Expression, MathVerify
 from .number import Number
 from .reading import Contains, EditSimilarity, Exact
 from .repetition import Repetition
+from .reward_model import RewardModel
 from .rubric import Rubric, Score, Weighted, summarise
 from .verdict import VarietyJudge
 from .verifier import Verifier
@@ -41,6 +42,7 @@ __all__ = [
     "PointMatching",
     "Repetition",
     "Reward",
+    "RewardModel",
     "Rubric",
     "Score",
     "SoftOverlong",

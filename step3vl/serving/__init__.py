@@ -4,6 +4,7 @@ from .backends import Backend, Coordinated, Plain, Said
 from .batching import Batcher, Closing
 from .protocol import Limits, Refused, read_request
 from .server import ChatServer
+from .weights import Weights
 
 __all__ = [
     "Backend",
@@ -15,5 +16,6 @@ __all__ = [
     "Plain",
     "Refused",
     "Said",
+    "Weights",
     "read_request",
 ]

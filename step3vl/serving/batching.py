@@ -8,13 +8,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable, Mapping
 from collections.abc import Generator as Pieces
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from step3vl.types import Prompt, Sampling
 
 from .backends import Backend, Said
+
+T = TypeVar("T")
 
 
 class Closing(Exception):
@@ -74,7 +77,7 @@ class Batcher:
         self._running: set[int] = set()
         self._jobs: dict[int, Job] = {}
         self._change = threading.Condition()
-        self._closing = False
+        self._closing = self._held = False
         self.workers = [
             threading.Thread(target=self._work, daemon=True, name=f"answers-{k}") for k in range(num_workers)
         ]
@@ -116,6 +119,24 @@ class Batcher:
             worker.join(max(0.0, deadline - time.monotonic()))
         return not any(worker.is_alive() for worker in self.workers)
 
+    def alone(self, action: Callable[[], T]) -> T:
+        """Run `action` while no call to a model runs: those that run end first, and those that wait go on waiting.
+
+        Raises Closing.
+        """
+        with self._change:
+            self._change.wait_for(lambda: self._closing or not self._held)
+            if self._closing:
+                raise Closing
+            self._held = True
+            self._change.wait_for(lambda: not self._running)
+        try:
+            return action()
+        finally:
+            with self._change:
+                self._held = False
+                self._change.notify_all()
+
     # ------------------------------------------------------------------------------------------------ inside
 
     def _work(self) -> None:
@@ -130,11 +151,12 @@ class Batcher:
                     for job in jobs:
                         self._running.discard(id(job))
                         self._jobs.pop(id(job), None)
+                    self._change.notify_all()
 
     def _take(self) -> list[Job] | None:
         """The oldest job and those that agree with it; None at the end."""
         with self._change:
-            while not self._waiting and not self._closing:
+            while (self._held or not self._waiting) and not self._closing:
                 self._change.wait()
             first = self._waiting[0] if self._waiting else None
             if first is not None and self._most(first) > 1:
@@ -143,6 +165,8 @@ class Batcher:
                     self._change.wait(left)
             if self._closing:
                 return None
+            if self._held:
+                return []
             self.num_abandoned += sum(job.abandoned for job in self._waiting)
             self._waiting = [job for job in self._waiting if not job.abandoned]
             if not self._waiting:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from .backends import Said
 from .batching import Closing, Full, Job
-from .protocol import Refused, Request, answer, content, finish, piece, read_request, usage
+from .protocol import Refused, Request, read_request
+from .replies import answer, content, finish, piece, usage
 
 if TYPE_CHECKING:
     from .server import ChatServer
@@ -50,6 +51,8 @@ class Handler(BaseHTTPRequestHandler):
             self._authorise()
             if self.place == "/v1/models":
                 return self._reply(200, {"object": "list", "data": [self._card(name) for name in models]})
+            if self.place == "/get_model_info" and self.server.weights is not None:
+                return self._reply(200, self.server.weights.info())
             if self.place.removeprefix("/v1/models/") in models:
                 return self._reply(200, self._card(self.place.removeprefix("/v1/models/")))
             raise Refused(404, f"there is nothing at {self.path[:200]!r}; try /v1/models", "not_found")
@@ -63,12 +66,16 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 body = self._body()
                 self._authorise()
+                if self.place == "/update_weights_from_disk":
+                    return self._update(body)
                 if self.place != "/v1/chat/completions":
                     raise Refused(
                         404, f"there is nothing at {self.path[:200]!r}; try /v1/chat/completions", "not_found"
                     )
                 if self.server.closing:
                     raise shutting_down()
+                if self.server.weights is not None and self.server.weights.broken:
+                    raise Refused(503, self.server.weights.broken, "weights_broken")
                 models = list(self.server.batcher.backends)
                 request = read_request(body, models, self.server.default, self.server.limits)
                 self._chat(request)
@@ -114,6 +121,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.api_key and not hmac.compare_digest(said.encode(), self.server.api_key.encode()):
             raise Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
+    def _update(self, body: bytes) -> None:
+        """Other weights for the model, once the calls that run have ended."""
+        weights = self.server.weights
+        if weights is None:
+            raise Refused(403, "this server keeps its weights; start it with --weights-from FOLDER", "forbidden")
+        path = weights.read(body)
+        try:
+            found = self.server.batcher.alone(lambda: weights.load(path))
+        except Closing:
+            raise shutting_down() from None
+        self._reply(200, found)
+
     def _chat(self, request: Request) -> None:
         batcher = self.server.batcher
         try:
@@ -140,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._stream(job, request, id, created)
             else:
                 said = self._wait(job)
-                self._reply(200, answer(id, created, request.model, said, self.server.split_thoughts))
+                self._reply(200, answer(id, created, request, said, self.server.split_thoughts))
                 self.server.count("answered")
         except (ConnectionError, TimeoutError):
             job.abandoned = True

@@ -1,4 +1,4 @@
-"""OpenAI's chat protocol: what is read of a request, what is refused, and how answers, pieces and errors look.
+"""OpenAI's chat protocol: what is read of a request, what is refused, and how errors look.
 
 Images come as data URLs and in no other way: no file is opened and nothing is fetched for a client.
 """
@@ -16,9 +16,7 @@ from typing import Any
 from PIL import Image
 
 from step3vl.data.decode import image_size, open_image
-from step3vl.types import IMAGE_MARK, Completion, Message, Prompt, Sampling
-
-from .backends import Said
+from step3vl.types import IMAGE_MARK, Message, Prompt, Sampling
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SAID_MARK = "[image]"
@@ -29,7 +27,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none"),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
-    "logprobs": (None, False),
     "top_logprobs": (None, 0),
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
@@ -41,7 +38,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"}
 """Fields that do not concern the answer."""
 READ = {"model", "messages", "stream", "stream_options", "n", "seed", "temperature", "top_p", "top_k", "stop"}
-READ |= {"max_tokens", "max_completion_tokens"}
+READ |= {"max_tokens", "max_completion_tokens", "logprobs", "return_token_ids"}
 
 
 class Refused(Exception):
@@ -77,6 +74,10 @@ class Request:
     n: int = 1
     stream: bool = False
     include_usage: bool = False
+    logprobs: bool = False
+    """Log-probabilities of the answer's tokens are told, at the sampling temperature."""
+    token_ids: bool = False
+    """Token ids of the answer are told (vLLM's return_token_ids)."""
 
 
 def read_request(body: bytes, models: Sequence[str], default: Sampling, limits: Limits) -> Request:
@@ -99,13 +100,19 @@ def read_request(body: bytes, models: Sequence[str], default: Sampling, limits: 
     if not isinstance(model, str) or model not in models:
         raise Refused(404, f"there is no model {model!r}; there are {', '.join(models)}", "model_not_found", "model")
     options = fields.get("stream_options") or {}
+    stream = _flag(fields.get("stream"), "stream")
+    told = {name: _flag(fields.get(name), name) for name in ("logprobs", "return_token_ids")}
+    for name in [name for name, wanted in told.items() if wanted and stream]:
+        raise Refused(400, f"{name} is not supported in streams", "unsupported_parameter", name)
     return Request(
         model=model,
         prompt=_prompt(fields.get("messages"), limits),
         sampling=_sampling(fields, default),
         n=_number(fields, "n", 1, 1, limits.max_choices, int),
-        stream=_flag(fields.get("stream"), "stream"),
+        stream=stream,
         include_usage=_flag(options.get("include_usage") if isinstance(options, dict) else "", "stream_options"),
+        logprobs=told["logprobs"],
+        token_ids=told["return_token_ids"],
     )
 
 
@@ -228,61 +235,3 @@ def _sentence(error: Exception, place: str) -> str:
     if isinstance(error, binascii.Error):
         return "the data URL holds no base64"
     return str(error).removeprefix(place).strip()
-
-
-# ------------------------------------------------------------------------------------------------ answers
-
-
-def answer(id: str, created: int, model: str, said: Sequence[Said], split: bool) -> dict[str, Any]:
-    """The body of an answer. Those that failed are counted in `num_failed`, where others came."""
-    came = [one for one in said if one.completion.error is None]
-    choices = [
-        {
-            "index": k,
-            "message": {"role": "assistant", **content(one.completion.text, split)},
-            "finish_reason": finish(one.completion),
-            "logprobs": None,
-        }
-        for k, one in enumerate(came)
-    ]
-    body = {"id": id, "object": "chat.completion", "created": created, "model": model, "choices": choices}
-    body |= {"usage": usage(said)}
-    if len(came) < len(said):
-        body["num_failed"] = len(said) - len(came)
-    if any(one.notes for one in said):
-        body["pacore"] = [one.notes for one in came]
-    return body
-
-
-def piece(id: str, created: int, model: str, index: int, delta: Mapping[str, Any], end: str | None) -> dict[str, Any]:
-    """A piece of a streamed answer."""
-    choice = {"index": index, "delta": dict(delta), "finish_reason": end, "logprobs": None}
-    return {"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": [choice]}
-
-
-def usage(said: Sequence[Said]) -> dict[str, Any]:
-    """Tokens: of the question once, and all that were generated; those of rollouts are called reasoning."""
-    hidden = sum(one.num_hidden_tokens for one in said)
-    generated = sum(one.completion.num_tokens for one in said) + hidden
-    prompt = said[0].num_prompt_tokens if said else 0
-    found: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": generated,
-        "total_tokens": prompt + generated,
-    }
-    found["completion_tokens_details"] = {"reasoning_tokens": hidden}
-    if said and not said[0].counted_exactly:
-        found["prompt_tokens_estimated"] = True
-    return found
-
-
-def content(text: str, split: bool) -> dict[str, str]:
-    """Content, and where thoughts are split off, reasoning_content: what stands before the last closing think tag."""
-    thoughts, tag, rest = text.rpartition("</think>")
-    if not split or not tag:
-        return {"content": text}
-    return {"reasoning_content": thoughts.strip().removeprefix("<think>").strip(), "content": rest.lstrip()}
-
-
-def finish(completion: Completion) -> str:
-    return "length" if completion.truncated else "stop"

@@ -17,6 +17,7 @@ from step3vl.types import Sampling
 from .batching import Batcher
 from .handler import Handler
 from .protocol import Limits
+from .weights import Weights
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -30,6 +31,7 @@ class ChatServer(ThreadingHTTPServer):
         api_key: what clients must send as a bearer token; "" lets everyone in.
         split_thoughts: put what stands before the closing think tag into reasoning_content.
         log: one line a request to standard error.
+        weights: the model that clients may give other weights to; None: they may not.
     """
 
     daemon_threads = True
@@ -44,9 +46,11 @@ class ChatServer(ThreadingHTTPServer):
         api_key: str = "",
         split_thoughts: bool = False,
         log: bool = False,
+        weights: Weights | None = None,
     ):
         self.batcher, self.default, self.limits = batcher, default, limits or Limits()
         self.api_key, self.split_thoughts, self.log = api_key, split_thoughts, log
+        self.weights = weights
         self.closing = False
         self.started = int(time.time())
         self.counts = {"answered": 0, "failed": 0, "refused": 0, "gone": 0}

@@ -7,12 +7,10 @@ path, and neither accumulation nor uneven ranks change the result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, cast, get_args
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -27,14 +25,15 @@ from step3vl.optim import ParamGroup, build_groups, freeze_parameters
 from step3vl.parallel import Blueprint, Drawable, data_mesh, flat, has_no_memory, recompute, shard
 from step3vl.types import IGNORE_INDEX, Batch, Sampling, WeightedSum
 
-from .guard import Guard, rewind
+from .guard import Guard
 from .initial import load
 from .skipped import Skipped
+from .trained import Trained
 
 Recomputed = Literal["none", "vision", "decoder", "blocks"]
 
 
-class Stage(LightningModule):
+class Stage(Trained):
     """A training stage around a vision-language model.
 
     Args:
@@ -212,22 +211,6 @@ class Stage(LightningModule):
         self.refuse_or_go(loss, float(norms.get("grad_norm", 0.0)), is_finite)
         self.step_weight, self.step_loss, self.step_ids = torch.zeros(()), {}, []
         self.step_views = 0
-
-    def refuse_or_go(self, loss: float, norm: float, is_finite: bool) -> None:
-        """Ask the guard; loss and norm are those of all ranks, so that all of them refuse together."""
-        reason = self.guard.judge(loss, norm)
-        self.log("refused", float(self.guard.num_refused))
-        if reason is None:
-            return
-        for parameter in self.parameters():
-            parameter.grad = None
-        if self.trainer.is_global_zero:
-            print(f"step {self.global_step} refused: {reason}; weights and moments stay as they were")
-        if not is_finite or math.isfinite(loss):  # the rank where it began, or all where no rank can tell
-            print(f"samples of that step on rank {self.global_rank}: {', '.join(self.step_ids)}")
-        if self.guard.is_over:
-            rewind(self.guard, self.trainer)
-        self.guard.check()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["guard"] = self.guard.state_dict()

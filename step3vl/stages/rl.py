@@ -7,46 +7,38 @@ recipes are this stage with another rubric, advantage, objective or stream of pr
 from __future__ import annotations
 
 import copy
-import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from step3vl.data.processor import Processor
 from step3vl.data.shuffle import mix
-from step3vl.losses.logprob import token_logprobs
 from step3vl.losses.policy import PolicyObjective
-from step3vl.losses.policy_aggregate import Totals
-from step3vl.losses.policy_statistics import policy_statistics
-from step3vl.losses.policy_tokens import PolicyTokens
-from step3vl.losses.value import explained_variance, value_sums
 from step3vl.models import ValueModel, VisionLanguageModel
 from step3vl.optim import ParamGroup, build_groups
-from step3vl.rewards import Rubric, summarise
+from step3vl.rewards import Rubric
 from step3vl.rl.collect import MOST_SEED, Collector
-from step3vl.rl.estimators import Estimator, Scored
+from step3vl.rl.estimators import Estimator
 from step3vl.rl.filters import Filter, kept
-from step3vl.rl.rollout import Pack, Rollout, packs
-from step3vl.types import IGNORE_INDEX, Generator, Sampling
+from step3vl.rl.rollout import Rollout
+from step3vl.types import Generator, Sampling
 from step3vl.weights import load_parts
 
-from .base import Recomputed, Stage
+from .base import Recomputed
 from .critic import Critic, copy_weights
 from .guard import Guard
+from .rl_refresh import Refresh
+from .rl_update import PolicyUpdate
+from .rl_watch import check_answers, check_empty, count_rollouts
 from .tally import Tally, gather
 
-EMPTY_ITERATIONS = 20
-"""Iterations in a row without a rollout to learn from, after which a run ends."""
 
-
-class RLStage(Stage):
+class RLStage(PolicyUpdate):
     """Policy optimisation on rollouts of the policy itself.
 
     Logged every iteration, over all ranks:
@@ -76,6 +68,7 @@ class RLStage(Stage):
         pack_tokens: tokens of a packed row that one forward takes.
         critic: needed by GAE; None: there is none.
         generator: who generates; None: the policy itself, by our sampler.
+        refresh: gives the generator, a server, the policy's weights; None: whoever serves does it.
         rollouts_in_flight: responses that our sampler makes at a time.
         filters: which groups are left out.
         partial_tokens: tokens of a response that one iteration generates; None: all of it.
@@ -107,6 +100,7 @@ class RLStage(Stage):
         pack_tokens: int,
         critic: Critic | None = None,
         generator: Generator | None = None,
+        refresh: Refresh | None = None,
         rollouts_in_flight: int = 256,
         filters: Sequence[Filter] = (),
         partial_tokens: int | None = None,
@@ -141,12 +135,16 @@ class RLStage(Stage):
         for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {count}")
+        if refresh is not None and not hasattr(generator, "load_weights"):
+            raise ValueError(
+                f"model.refresh needs a model.generator whose weights can be exchanged (ChatClient), got {generator!r}"
+            )
         self.automatic_optimization = False
         self.share_prompts = share_prompts
         self.rubric, self.advantage, self.objective = rubric, advantage, objective
         self.pack_tokens, self.num_minibatches, self.num_epochs = pack_tokens, num_minibatches, num_epochs
         self.max_grad_norm, self.filters, self.seed = max_grad_norm, list(filters), seed
-        self.generator, self.rollouts_in_flight = generator, rollouts_in_flight
+        self.generator, self.refresh, self.rollouts_in_flight = generator, refresh, rollouts_in_flight
         self.temperature = rollout.temperature
         self.collector = Collector(processor, rubric, rollout, group_size, partial_tokens)
         self.critic_training = critic
@@ -218,9 +216,17 @@ class RLStage(Stage):
         self.skipped.report(batch, self.trainer)
         seed = mix(self.seed, self.iteration, self.global_rank) & MOST_SEED
         generator = self.generator or self.sampler(self.rollouts_in_flight)
-        self.groups = self.collector.collect(batch, generator, seed)
+        start_s = time.perf_counter()
+        if self.refresh is None:
+            self.groups = self.collector.collect(batch, generator, seed)
+        else:
+            self.groups = self.refresh.collect(
+                self.vlm, generator, self.trainer.global_step, lambda: self.collector.collect(batch, generator, seed)
+            )
+            took_s = time.perf_counter() - start_s
+            self.tally.mean("seconds/refresh", took_s - sum(self.collector.seconds.values()))
         torch.clear_autocast_cache()  # it holds weights as they were cast without gradients
-        self.check_answers()
+        check_answers(self.groups, self.iteration)
         rollouts, dropped = kept(self.groups, self.filters)
         self.watch(dropped)
         start_s = time.perf_counter()
@@ -228,260 +234,26 @@ class RLStage(Stage):
             self.num_empty = 0
             self.learn(rollouts)
         else:
-            self.note_empty()
+            self.num_empty += 1
+            check_empty(self.num_empty)
         self.tally.mean("seconds/learn", time.perf_counter() - start_s)
         self.iteration += 1
         self.publish()
 
-    def learn(self, rollouts: list[Rollout]) -> None:
-        """Values and log-probabilities of the models as they are, advantages, then steps of critic and policy."""
-        is_on_policy = self.num_minibatches == 1 and self.num_epochs == 1
-        training = self.critic_training
-        parts = self.parts(rollouts, self.num_minibatches)
-        everything = [pack for part in parts for pack in part]
-        if self.critic is not None:
-            self.fill("values", everything, lambda pack: self.critic_values(pack))
-        if not is_on_policy:
-            self.fill("old_logp", everything, lambda pack: self.logprobs(self.vlm, pack)[0])
-        if self.reference is not None:
-            self.fill("ref_logp", everything, lambda pack: self.logprobs(self.reference, pack)[0])
-        self.estimate(rollouts)
-        if training is not None:
-            self.train_critic(self.parts(rollouts, training.num_minibatches), training)
-        if training is None or self.iteration >= training.warmup_iterations:
-            for _ in range(self.num_epochs):
-                for part in parts:
-                    self.train_policy(part)
-
-    def parts(self, rollouts: Sequence[Rollout], num_parts: int) -> list[list[Pack]]:
-        """Mini-batches of whole groups, in an order of this iteration, as packs; ranks have equally many of each."""
-        groups: dict[int, list[Rollout]] = {}
-        for rollout in rollouts:
-            groups.setdefault(rollout.group, []).append(rollout)
-        numbers = sorted(groups)
-        if num_parts > 1:
-            random.Random(mix(self.seed, self.iteration, num_parts)).shuffle(numbers)
-        dealt = [[r for k in numbers[i::num_parts] for r in groups[k]] for i in range(num_parts)]
-        pad_id = self.processor.pad_id
-        made = [packs(part, self.pack_tokens, pad_id, share=self.share_prompts) for part in dealt]
-        most = [max(counts) for counts in zip(*gather([len(part) for part in made]))]
-        return [
-            part if len(part) == num else [*part, *packs([], self.pack_tokens, pad_id, num - len(part))]
-            for part, num in zip(made, most)
-        ]
-
-    def fill(self, name: str, parts: Sequence[Pack], compute: Callable[[Pack], Tensor]) -> None:
-        """Compute a field of all rollouts, without gradients."""
-        with torch.no_grad():
-            for pack in parts:
-                pack.scatter(name, compute(pack.to(self.device)))
-        torch.clear_autocast_cache()
-
-    def estimate(self, rollouts: Sequence[Rollout]) -> None:
-        """Advantages, and returns for the critic, of all rollouts."""
-        lengths = torch.tensor([len(rollout.ids) for rollout in rollouts], dtype=torch.long)
-        numbers = {group: k for k, group in enumerate(dict.fromkeys(rollout.group for rollout in rollouts))}
-        scored = Scored(
-            rewards=torch.tensor([[cast(float, rollout.score.total)] for rollout in rollouts]).reshape(-1, 1),
-            group=torch.tensor([numbers[rollout.group] for rollout in rollouts], dtype=torch.long),
-            num_groups=len(numbers),
-            sequence=torch.arange(len(rollouts)).repeat_interleave(lengths),
-            values=Pack(cast(Any, None), list(rollouts)).gather("values") if self.critic is not None else None,
-        )
-        found = self.advantage(scored, self.add_up)
-        everything = Pack(cast(Any, None), list(rollouts))
-        everything.scatter("advantages", found.advantages)
-        if found.returns is not None:
-            everything.scatter("returns", found.returns)
-            if scored.values is not None:
-                sums = self.add_up(value_sums(scored.values, found.returns))
-                self.tally.mean("explained_variance", explained_variance(sums))
-
-    # -------------------------------------------------------------------------------------------- learning
-
-    def train_policy(self, part: Sequence[Pack]) -> None:
-        """One optimizer step of the policy on one mini-batch."""
-        totals, num_views = self.totals(part)
-        if not totals.num_tokens:
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.refresh is None or self.generator is None:
             return
-        optimizer, loss = self.both_optimizers()[0], torch.zeros((), device=self.device)
-        for pack in part:
-            pack = pack.to(self.device)
-            logp, entropy = self.logprobs(self.vlm, pack)
-            sequence = pack.sequence.to(self.device)
-            told = pack.gather("engine_logp")
-            has_old = bool(pack.rollouts) and pack.rollouts[0].old_logp is not None
-            tokens = PolicyTokens(
-                logp=logp,
-                advantages=pack.gather("advantages").to(self.device),
-                sequence=sequence,
-                num_sequences=len(pack.rollouts),
-                old_logp=pack.gather("old_logp").to(self.device) if has_old else None,
-                engine_logp=None if told.isnan().all() and self.objective.correction is None else told.to(self.device),
-                ref_logp=pack.gather("ref_logp").to(self.device) if self.reference is not None else None,
-            )
-            value = self.objective(tokens, totals).value
-            self.manual_backward(value * self.trainer.world_size)
-            loss = loss + value.detach()
-            self.tally.mean("entropy", entropy.sum(), len(entropy))
-            if pack.rollouts:
-                found = policy_statistics(tokens, self.objective)
-                self.tally.means_of(found.means)
-                for name, largest in found.maxima.items():
-                    self.tally.maximum(name, largest)
-        self.step_ids = [rollout.case.id for pack in part for rollout in pack.rollouts]
-        self.take_step(optimizer, self.vlm, self.guard, loss, num_views, self.max_grad_norm, "")
-
-    def train_critic(self, parts: Sequence[Sequence[Pack]], training: Critic) -> None:
-        """One optimizer step of the critic on each mini-batch."""
-        assert self.critic is not None
-        optimizer = self.both_optimizers()[1]
-        for part in parts:
-            totals, num_views = self.totals(part)
-            if not totals.num_tokens:
-                continue
-            loss = torch.zeros((), device=self.device)
-            for pack in part:
-                pack = pack.to(self.device)
-                values = self.critic_values(pack)
-                old, returns = pack.gather("values").to(self.device), pack.gather("returns").to(self.device)
-                value = training.loss(values, old, returns, totals).value + 0.0 * values.sum()
-                self.manual_backward(value * self.trainer.world_size)
-                loss = loss + value.detach()
-            self.take_step(
-                optimizer, self.critic.vlm, self.critic_guard, loss, num_views, training.max_grad_norm, "critic_"
-            )
-
-    def take_step(
-        self,
-        optimizer: Any,
-        vlm: VisionLanguageModel,
-        guard: Guard,
-        loss: Tensor,
-        num_views: int,
-        max_norm: float,
-        prefix: str,
-    ) -> None:
-        """Clip, ask the guard, step, and move the schedule."""
-        raw = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        if vlm.num_encoder_passes is not None and num_views == 0:  # blank views alone: as if it had not been run
-            for parameter in vlm.image_parameters():
-                parameter.grad = None
-        norm = float(self.gradient_norms(raw)["grad_norm"])
-        total = float(self.add_up(loss.double()))
-        reason = guard.judge(total, norm)
-        grads = [p.grad for group in raw.param_groups for p in group["params"] if p.grad is not None]
-        if reason is not None:
-            if self.trainer.is_global_zero:
-                who = "critic" if prefix else "policy"
-                print(f"iteration {self.iteration}, step of the {who} refused: {reason}; weights stay as they were")
-            for group in raw.param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
-            guard.check()
-        elif norm > max_norm:
-            torch._foreach_mul_(grads, max_norm / (norm + 1e-6))
-        optimizer.step()
-        optimizer.zero_grad()
-        torch.clear_autocast_cache()  # it holds weights from before the step
-        for schedule in self.trainer.lr_scheduler_configs:
-            if schedule.scheduler.optimizer is raw:
-                schedule.scheduler.step()  # type: ignore[call-arg]
-        self.tally.mean(f"{prefix}grad_norm", norm)
-        self.tally.mean("value_loss" if prefix else "loss", total)
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Nothing: the loss is divided by the whole step's weight already."""
-
-    def both_optimizers(self) -> list[Any]:
-        """The policy's, whose steps count as steps of the run, and the critic's, whose do not."""
-        own = self.optimizers()
-        raw = self.optimizers(use_pl_optimizer=False)
-        return [own] if not isinstance(own, list) else [own[0], cast(list, raw)[1]]
-
-    # -------------------------------------------------------------------------------------------- forwards
-
-    def logprobs(self, vlm: VisionLanguageModel | None, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [N] of the response tokens of a pack."""
-        assert vlm is not None
-        batch = pack.batch
-        keep = (batch.labels != IGNORE_INDEX).flatten().nonzero().squeeze(-1)  # [N]
-        rows = vlm(batch).flatten(0, 1).index_select(0, keep)  # [N,D]
-        labels = batch.labels.flatten()[keep]
-        return token_logprobs(rows, vlm.decoder.lm_head, labels, self.temperature, vlm.image_token_id)
-
-    def critic_values(self, pack: Pack) -> Tensor:
-        """Values [N] of the states before each response token of a pack."""
-        assert self.critic is not None
-        return self.critic(pack.batch)[pack.batch.labels != IGNORE_INDEX]
-
-    # -------------------------------------------------------------------------------------------- ranks
-
-    def add_up(self, x: Tensor) -> Tensor:
-        """The sum over ranks."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            x = x.to(self.device)
-            torch.distributed.all_reduce(x)
-        return x.cpu()
-
-    def totals(self, part: Sequence[Pack]) -> tuple[Totals, int]:
-        """What a step averages over, and its number of views, over all ranks."""
-        rollouts = [rollout for pack in part for rollout in pack.rollouts]
-        num_views = sum(len(pack.batch.images) for pack in part if pack.batch.images is not None)
-        num_tokens = sum(len(rollout.ids) for rollout in rollouts)
-        sums = self.add_up(torch.tensor([num_tokens, len(rollouts), num_views], dtype=torch.float64)).tolist()
-        return Totals(sums[0], sums[1]), int(sums[2])
+        try:
+            self.refresh.push(self.vlm, self.generator, self.trainer.global_step)
+        except ValueError as error:  # nothing is lost by it: the run has ended, and its checkpoint has the weights
+            self.print(f"the server was not given the last weights: {error}")
 
     # -------------------------------------------------------------------------------------------- watching
 
     def watch(self, dropped: dict[str, int]) -> None:
-        """Count what was generated, scored and left out."""
-        everyone = [rollout for group in self.groups for rollout in group]
-        tally, scores = self.tally, [rollout.score for rollout in everyone]
-        for name, value in summarise(scores).items() if scores else ():
-            kind, _, rest = name.partition("/")
-            if kind == "mean":
-                judged = sum(score.parts.get(rest) is not None for score in scores)
-                tally.mean(f"reward/{rest}", value * judged, judged)
-        totals = [score.total for score in scores if score.total is not None]
-        tally.mean("reward", sum(totals), len(totals))
-        lengths = [len(rollout.ids) for rollout in everyone]
-        tally.mean("length", float(sum(lengths)), len(lengths))
-        tally.maximum("length_max", float(max(lengths, default=0)))
-        shares = {
-            "truncated": sum(rollout.completion.truncated for rollout in everyone),
-            "unjudged": sum(score.outcome == "unjudged" for score in scores),
-            "failed": sum(score.outcome == "error" for score in scores),
-        }
-        for name, number in shares.items():
-            tally.mean(name, float(number), len(everyone))
-        for name in [*(rule.name for rule in self.filters), "unjudged"]:
-            tally.mean(f"dropped/{name}", float(dropped.get(name, 0)), len(self.groups))
-        tally.count("waiting", len(self.collector.waiting))
-        for phase, seconds in self.collector.seconds.items():
-            tally.mean(f"seconds/{phase}", seconds)
-
-    def check_answers(self) -> None:
-        """Raises ValueError, on all ranks, when no response of an iteration came: the generator is gone."""
-        everyone = [rollout.completion for group in self.groups for rollout in group]
-        errors = [completion.error for completion in everyone if completion.error is not None]
-        found = gather((len(everyone), len(errors), errors[:1]))
-        num, num_failed = sum(n for n, _, _ in found), sum(n for _, n, _ in found)
-        if num and num == num_failed:
-            first = next(error for _, _, some in found for error in some)
-            raise ValueError(
-                f"iteration {self.iteration}: all {num} responses failed, the first with: {first}; nothing was learnt "
-                "from them, and the newest checkpoint is from before (--ckpt_path=last goes on)"
-            )
-
-    def note_empty(self) -> None:
-        """Nothing to learn from; raises ValueError when that went on for too long."""
-        self.num_empty += 1
-        if self.num_empty >= EMPTY_ITERATIONS:
-            raise ValueError(
-                f"{self.num_empty} iterations in a row gave nothing to learn from: every group was dropped; look at "
-                "dropped/*, unjudged and failed in the log"
-            )
+        """Count what was generated, scored and left out; the responses are in `groups`."""
+        count_rollouts(self.tally, self.groups, self.filters, dropped, self.collector)
 
     def publish(self) -> None:
         """Log the iteration's figures, the same on all ranks."""

@@ -78,16 +78,22 @@ def write_pieces(file: Path, pieces: Mapping[str, Piece]) -> None:
 
 
 class Pieces(TensorSource):
-    """The tensors of a checkpoint folder; a range of rows touches only the files that hold some of it."""
+    """The tensors of a checkpoint folder; a range of rows touches only the files that hold some of it.
 
-    def __init__(self, folder: Path, prefix: str = ""):
+    Args:
+        folder: the checkpoint.
+        prefix: names that begin with it are taken, without it.
+        only: what a name must then begin with; it stays.
+    """
+
+    def __init__(self, folder: Path, prefix: str = "", only: str = ""):
         self._pieces: dict[str, list[tuple[int, tuple[Path, int, Entry]]]] = {}
         entries: dict[str, Entry] = {}
         for file in sorted(folder.glob(PATTERN)):
             metadata, places = read_file_metadata(file), read_header(file)
             rows, same = (json.loads(metadata.get(key, "{}")) for key in ("rows", "same"))
             for name, place in [*places.items(), *((name, places[other]) for name, other in same.items())]:
-                if not name.startswith(prefix):
+                if not name.startswith(prefix + only):
                     continue
                 shape, dtype = place[2]
                 first, num_rows = rows.get(name, (0, None))

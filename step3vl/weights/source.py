@@ -39,6 +39,8 @@ MAX_HEADER_BYTES = 100_000_000
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".consolidated")
 OURS = "vlm."
 """How a stage's checkpoint calls the model."""
+ENCODER_ALONE = "vision_encoder."
+"""What names begin with in the checkpoint of a stage that trains an encoder alone; the rest of it is thrown away."""
 MODEL = "model/"
 """What the names of a stage's parameters begin with in our checkpoints; others are the optimizer's."""
 
@@ -155,7 +157,9 @@ def _open_folder(folder: Path) -> TensorSource:
             f"python -m lightning.fabric.utilities.consolidate_checkpoint {folder}"
         )
     if is_checkpoint(folder) or saved_steps(folder_of(folder)):
-        return Pieces(choose(folder), MODEL + OURS)
+        chosen = choose(folder)
+        found = Pieces(chosen, MODEL + OURS)
+        return found if found.keys() else Pieces(chosen, MODEL, only=ENCODER_ALONE)
     if (folder / INDEX).is_file():
         return _Safetensors(folder, _read_shards(folder))
     files = sorted(folder.glob("*.safetensors"))

@@ -135,7 +135,7 @@ def test_measure_and_pool_and_band(model, capsys):
         (["pacore", "pool", "model", "--out=x"], "give one of --shards, --suite and --released"),
         (["pacore", "pool", "--shards=x", "--out=x"], "a pool needs a model"),
         (["pacore", "band", "none.jsonl", "out", "--high=x"], "'x' is no share"),
-        (["eval", "model", "--rounds=[4]"], "--rounds and --max-context-tokens are PaCoRe's"),
+        (["eval", "model", "--rounds=[4]"], "--rounds, --max-context-tokens and --template are PaCoRe's"),
         (["eval", "model", "--harness=lmms", "--tasks=mmstar", "--mode=pacore"], "PaCoRe is measured by this harness"),
         (["eval", "model", "--mode=sere", "--preset=pacore"], "contradict each other"),
         (["eval", "model", "--mode=pacore", "--preset=greedy"], "PaCoRe at temperature 0"),

@@ -11,7 +11,7 @@ from step3vl.pacore.agreement import agreement, claim
 from step3vl.pacore.measures import coordination, cross_checks, find_cases
 from step3vl.pacore.plot import plot_scaling
 from step3vl.pacore.scaling import scaling
-from step3vl.types import Sampling
+from step3vl.types import Message, Prompt, Sampling
 from tests.pacore.answering import Notes, asked
 
 SAMPLING = Sampling(max_new_tokens=20, temperature=1.0, seed=3)
@@ -114,6 +114,30 @@ def test_the_curve_has_the_numbers_that_were_put_in(tmp_path):
     png = plot_scaling(tmp_path / "out" / "curve.png", curve, "a model")
     picture = np.asarray(Image.open(png).convert("RGB"))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_foreign_messages_are_another_cases_and_judged_by_the_own_answer():
+    """Five cases in calls of two: the first sees the second's, every other the one's before it."""
+    copier = Notes(lambda prompt, sampling, k: prompt.messages[-1].content.split("\n")[-1])
+    names = [str(number) for number in range(5)]
+
+    class Echo(Ones):
+        def stream(self, limit=None):
+            for name in names:
+                asked = Prompt(messages=[Message(role="user", content=name)])
+                yield Case(id=name, prompt=asked, answer=name, answer_type="exact")
+
+        def scores(self, pairs):
+            return [float(case.answer == text) for case, text in pairs]
+
+    settings = {"cases_per_call": 2, "template": "short"}
+    for foreign, right in ((False, 1.0), (True, 0.0)):
+        (point,) = scaling("echo", Echo(), copier, SAMPLING, [3], foreign=foreign, **settings).points
+        assert (point.mean, point.pacore) == (1.0, right)
+    shown = [prompt.messages[-1].content for prompts, _, n in copier.calls if n == 1 for prompt in prompts][5:]
+    assert [text.split("\n")[-1] for text in shown] == ["1", "0", "1", "2", "3"]
+    with pytest.raises(ValueError, match="no other case has messages"):
+        scaling("echo", Echo(), copier, SAMPLING, [3], limit=1, foreign=True, cases_per_call=1)
 
 
 def test_a_curve_needs_widths_and_cases():

@@ -197,36 +197,3 @@ def test_mistakes_are_sentences(folder, tmp_path):
         data(folder, least=3, most=2)
     with pytest.raises(ValueError, match=r"sources.a.weight must be above 0"):
         PoolMixture(folder, {"a": PoolSource(pool="pool.jsonl", weight=0.0)})
-
-
-def test_references_hold_their_answer_most_often():
-    from collections import Counter
-
-    from step3vl.pacore.references import references
-
-    template = SynthesisTemplate("short")
-    samples = list(references(template, ["Read row 1."], [], 300, 16, 24, seed=3))
-    assert samples == list(references(template, ["Read row 1."], [], 300, 16, 24, seed=3))
-    sizes = set()
-    for sample in samples:
-        question, answer = sample.messages
-        head, *listed = question.content.split("\n")[0], *question.content.split("\n")[2:]
-        assert head == "Read row 1." and answer.content == sample.answer
-        (best, count), *rest = Counter(listed).most_common(2)
-        assert best == sample.answer and (not rest or rest[0][1] < count)
-        sizes.add(len(listed))
-    assert sizes == {*range(1, 7), *range(16, 25)}
-
-
-def test_references_of_known_samples_keep_image_and_answer(small_corpus):
-    from step3vl.pacore.references import known_samples, references
-
-    known = known_samples(f"{small_corpus}/train/documents-digits-level0-*.tar", 5)
-    assert len(known) == 5 and all(sample.messages[-1].content == sample.answer for sample in known)
-    made = list(references(SynthesisTemplate("short"), ["Which?"], known, 200, 16, 24))
-    with_images = [sample for sample in made if sample.images]
-    assert 20 < len(with_images) < 55
-    for sample in with_images:
-        (own,) = [one for one in known if one.messages[:-2] == sample.messages[:-2] and one.images == sample.images]
-        assert sample.answer == own.answer == sample.messages[-1].content
-        assert sample.messages[-2].content.startswith(own.messages[-2].content + "\nRefs:\n")

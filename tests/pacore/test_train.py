@@ -9,8 +9,9 @@ from rich.console import Console
 
 from step3vl.cli import main
 from step3vl.config import ConfigError
+from step3vl.data.shards import ShardReader
 from step3vl.pacore.pool import read_pool
-from step3vl.synthesis import Stage, make_pools, warm_start
+from step3vl.synthesis import Stage, make_pools, pipeline, warm_start
 
 FILE = Path("experiments/step3vl_10b/7_pacore.yaml")
 SMALL = """class_path: step3vl.pacore.pool_data.PoolData
@@ -93,12 +94,18 @@ def test_the_whole_stage_runs_and_is_kept(overrides, capsys):
     stage = Stage.read(FILE, "tiny", overrides)
     found = json.loads((stage.folder / "pacore" / "scaling.json").read_text())
     curves = found["curves"]["words"]
-    assert list(curves) == ["trained", "untrained", "trained, of its own rollouts"]
+    assert list(curves) == [
+        "trained",
+        "untrained",
+        "trained, of its own rollouts",
+        "trained, of another problem's rollouts",
+    ]
     assert [p["num_rollouts"] for p in curves["trained"]["points"]] == [1, 2]
     assert curves["trained"]["num_cases"] == 3 and (stage.folder / "pacore" / "words.png").is_file()
     same = ("mean", "voted", "covered")  # the same rollouts, whoever coordinates them
-    for a, b in zip(curves["trained"]["points"], curves["untrained"]["points"]):
-        assert [a[key] for key in same] == [b[key] for key in same]
+    for label in ("untrained", "trained, of another problem's rollouts"):
+        for a, b in zip(curves["trained"]["points"], curves[label]["points"], strict=True):
+            assert [a[key] for key in same] == [b[key] for key in same]
     assert (stage.folder / "metrics.json").is_file()
     capsys.readouterr()
     assert main(words) == 0
@@ -110,6 +117,32 @@ def test_a_stage_without_pools_is_refused(workplace):
     with pytest.raises(ConfigError, match=r"5_rlvr.yaml: data is step3vl.data.PromptData"):
         Stage.read(Path("experiments/step3vl_10b/5_rlvr.yaml"), "tiny")
     assert main(["pacore", "train", str(FILE), "nonsense"]) == 2
+
+
+def test_the_warm_start_writes_its_lists_once_and_fits_in_order(overrides, monkeypatch, small_corpus):
+    fitted = []
+
+    def fit(stage, file, phases, console, own):
+        fitted.append((file.name, tuple(phases), [word.split("=")[0] for word in own]))
+        return 0
+
+    monkeypatch.setattr(pipeline, "_fit", fit)
+    known = "train/documents-words-level0-*.tar"
+    words = [word for word in overrides if "warm_start" not in word]
+    stage = Stage.read(FILE, "tiny", [*words, f"vars.data_root={small_corpus}", f"vars.warm_start_known=[{known}]"])
+    folder = stage.pools / "references"
+    monkeypatch.setattr(pipeline, "SAMPLES", {"short": 30, "known": 10, "long": 20, "rivals": 10})
+    assert warm_start(stage, Console(quiet=True)) == 0
+    assert fitted == [
+        (f"{name}.yaml", ("fit",), ["vars.data_root", "vars.references"])
+        for name in ("_references", "_references_long")
+    ]
+    shards = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+    assert sorted(shards) == [f"{name}-000000.tar" for name in ("known", "long", "rivals", "short")]
+    long = ShardReader(folder / "long-000000.tar")
+    assert len(long) == 20 and not any("\n" in long.read(i).answer for i in range(20)), "no list is said"
+    assert warm_start(stage, Console(quiet=True)) == 0 and len(fitted) == 4
+    assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == shards
 
 
 def test_paper_scale_needs_no_warm_start_and_names_every_pool(workplace):

@@ -103,7 +103,8 @@ def test_the_stage_watches_what_the_messages_and_the_answers_say(folder):
     assert found["synthesis/voted"] == sum(votes) / len(votes)
     for group in stage.groups:  # rewards judge the problem, the model is asked with messages
         assert (
-            "Refs:" in group[0].prompt.messages[-1].content and "Refs:" not in group[0].case.prompt.messages[-1].content
+            "\nRefs\n" in group[0].prompt.messages[-1].content
+            and "\nRefs\n" not in group[0].case.prompt.messages[-1].content
         )
         expected = group[0].sample.asked
         assert group[0].prompt == expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from step3vl.data.importers.parquet import PICTURE_NAME
 from step3vl.data.importers.pictures import Pictures
 from step3vl.data.importers.record import Place, Record, Refused, is_empty, shown
-from step3vl.data.schema import LEVELS, from_json, to_json
+from step3vl.data.preferences import Preference, from_json, to_json
+from step3vl.data.schema import LEVELS
 from step3vl.data.shards import WithFiles, safe_key
 from step3vl.data.tar_index import IMAGE_EXTENSIONS, MAX_MEMBER_BYTES
 from step3vl.types import IMAGE_MARK, Message, Sample
@@ -75,7 +76,7 @@ class Builder:
         loaded = [self.pictures.load(image, _field(name), source) for name, image in record.images]
         _settle_marks(record)
         _check_texts(record)
-        sample = Sample(
+        sample: Sample = Sample(
             id=self._id(record, place, file_number),
             domain=self.labels.domain,
             subset=self.labels.subset,
@@ -85,6 +86,9 @@ class Builder:
             source=self.labels.source,
             licence=self.labels.licence,
         )
+        if record.rejected is not None:
+            values = {field.name: getattr(sample, field.name) for field in fields(sample)}
+            sample = Preference(**values, rejected=record.rejected, margin=record.margin)
         try:
             from_json(to_json(sample), sample.images, "")
         except ValueError as error:
@@ -147,7 +151,7 @@ def _settle_marks(record: Record) -> None:
 
 
 def _check_texts(record: Record) -> None:
-    num_bytes = 0
+    num_bytes = 0 if record.rejected is None else _check_utf8(record.rejected, "field 'rejected'")
     for k, message in enumerate(record.messages):
         num_bytes += _check_utf8(message.content, f"message {k} of '{record.turns_field}'")
     if num_bytes > MAX_MEMBER_BYTES // 4:

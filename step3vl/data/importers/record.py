@@ -79,6 +79,10 @@ class Record:
     """Fields of the record that were read."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was changed or left out on the way, for the report."""
+    rejected: str | None = None
+    """The worse answer, where the last message is the better one of two."""
+    margin: Any = None
+    """Of such a pair, as the source gave it."""
 
 
 def shown(value: Any, limit: int = 60) -> str:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from step3vl.data.importers import hub, llava, qwenvl, sharegpt
+from step3vl.data.importers import hub, llava, preference, qwenvl, sharegpt
 from step3vl.data.importers.build import Builder, Labels
 from step3vl.data.importers.json_stream import read_json
 from step3vl.data.importers.parquet import read_parquet
@@ -23,9 +23,11 @@ READERS: dict[str, Callable[[dict[str, Any]], Record]] = {
     "sharegpt": sharegpt.read_sharegpt,
     "qwenvl": qwenvl.read_qwenvl,
     "parquet": hub.read_hub,
+    "preference": preference.read_preference,
 }
-FIELDS = tuple(dict.fromkeys((*llava.FIELDS, *sharegpt.FIELDS, *qwenvl.FIELDS, *hub.FIELDS)))
-MAPPABLE = ("id", "image", "images", "system", "conversations", "messages", "texts", "question", "answer")
+FIELDS = tuple(dict.fromkeys((*llava.FIELDS, *sharegpt.FIELDS, *qwenvl.FIELDS, *hub.FIELDS, *preference.FIELDS)))
+TURNS = ("system", "conversations", "messages", "texts", "question", "answer", "prompt", "chosen", "rejected")
+MAPPABLE = ("id", "image", "images", *TURNS, "margin")
 EXTENSIONS = (".json", ".jsonl", ".ndjson", ".parquet")
 PACKED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 PEEK = 100
@@ -129,6 +131,8 @@ def detect(path: Path, mapping: Mapping[str, str]) -> str:
 
 def _format_of(value: dict[str, Any], kind: str) -> str | None:
     messages, conversations = value.get("messages"), value.get("conversations")
+    if all(name in value for name in preference.ANSWERS):
+        return "preference"
     if kind == "row":
         return "parquet" if any(name in value for name in hub.TURN_FIELDS) else None
     for turns in (messages, conversations):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from step3vl.models.attention import NAME, register
@@ -98,3 +99,17 @@ class DINOv3(VisionEncoder):
             return tokens[:, self.num_prefix :].unflatten(1, (height, width))  # [n,h,w,D]
 
         return grid(output.last_hidden_state), [grid(output.hidden_states[tap + 1]) for tap in taps]
+
+    def tokens(self, pixels: Tensor, masked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Class tokens [n,D] and patches [n,L,D] of images of one size: what self-distillation learns from.
+
+        pixels: [n,C,H,W], normalised.
+        masked: [n,L] bool, True where the mask token stands for a patch; None: none.
+        """
+        if masked is None:
+            side = self.image_spec.patch_size
+            masked = torch.zeros(
+                len(pixels), pixels.shape[2] // side * (pixels.shape[3] // side), dtype=torch.bool, device=pixels.device
+            )
+        output = self.model(pixel_values=pixels, bool_masked_pos=masked).last_hidden_state
+        return output[:, 0], output[:, self.num_prefix :]

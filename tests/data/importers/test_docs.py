@@ -26,10 +26,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(("format", "num_images"), [("llava", [1]), ("sharegpt", [0, 1]), ("qwenvl", [2, 1])])
+@pytest.mark.parametrize(
+    ("format", "num_images"), [("llava", [1]), ("sharegpt", [0, 1]), ("qwenvl", [2, 1]), ("preference", [1, 0, 0])]
+)
 @pytest.mark.parametrize("named", [True, False])
 def test_each_example_is_imported(place, capsys, format, num_images, named):
-    assert len(EXAMPLES) == 3 and len(EXAMPLES[format].strip().splitlines()) <= 7
+    assert len(EXAMPLES) == 4 and len(EXAMPLES[format].strip().splitlines()) <= 7
     (place / "mine.json").write_text(EXAMPLES[format])
     words = ["--format", format] if named else []
     assert main(["data", "import", "mine.json", "--images", "photos", "--out", "o", "--domain", "vqa", *words]) == 0
