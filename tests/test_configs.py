@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from step3vl.cli import main
 from step3vl.config import CONFIGS, compose
@@ -85,9 +86,9 @@ def test_run_prints_and_its_output_runs_again(run, scale, workplace, capsys):
 
 @pytest.mark.parametrize("run", [r for r in RUNS if r.startswith("ablations")])
 def test_a_row_differs_only_where_it_says(run):
-    base = Path(run).with_name("_base.yaml")
+    base = (ROOT / run).parent / yaml.safe_load((ROOT / run).read_text())["base"]
     for scale in ("paper", "tiny"):
-        row, ground = (flat(compose([ROOT / f], scale=scale).config) for f in (run, base))
+        row, ground = (flat(compose([f], scale=scale).config) for f in (ROOT / run, base))
         declared = tuple(declared_keys(ROOT / run))
         changed = [k for k in row | ground if row.get(k) != ground.get(k)]
         assert declared and all(k.startswith(declared) for k in changed), changed
@@ -104,6 +105,4 @@ def flat(node, path=""):
 
 
 def declared_keys(path):
-    import yaml
-
     return list(yaml.safe_load(path.read_text())["override"])
