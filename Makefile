@@ -44,7 +44,7 @@ tiny: $(VENV)/ok ## pre-training, SFT, RLVR and RLHF at tiny scale, one verdict 
 	$(BIN)/step3vl data make corpus --scale tiny
 	$(BIN)/step3vl chain experiments/step3vl_10b --scale tiny
 
-pacore: $(VENV)/ok ## PaCoRe training at tiny scale, after `make tiny`; synthesis does not beat one answer there yet
+pacore: $(VENV)/ok ## PaCoRe training at tiny scale, after `make tiny`: warm start, pools, PPO, the scaling curve
 	$(BIN)/step3vl pacore train experiments/step3vl_10b/7_pacore.yaml --scale tiny
 
 test: $(VENV)/ok ## the test suite (about ten minutes on two cores)

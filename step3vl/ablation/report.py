@@ -173,8 +173,8 @@ def _tuning(folder: Path, scale: str, rows: Sequence[Row]) -> list[str]:
         lines.append([labels.get(name, name), tried, entry["best"], str(entry["used"])])
     explained = (
         f"Mean training loss of the last tenth of {found['max_steps']} steps, seed {found['seed']}, which no row of "
-        f"the table uses; `step3vl ablate tune {folder} --scale {scale} --steps {found['max_steps']}`. The rates in use "
-        "stand in the table's budget card."
+        f"the table uses; `step3vl ablate tune {folder} --scale {scale} --steps {found['max_steps']}`. Rows use what "
+        "the table's budget card says."
     )
     return ["## Learning rates tried", "", *markdown(lines), "", explained, ""]
 

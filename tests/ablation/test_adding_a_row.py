@@ -19,7 +19,7 @@ SHORT += [f"--suite.{name}.num_cases=2" for name in SUITE]
 def write_from_the_page(*names):
     """Write the blocks of the page whose first line is a comment with a file's name."""
     page = (ROOT / "docs/adding_a_part.md").read_text()
-    blocks = {name: text for name, text in re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", page, re.DOTALL)}
+    blocks = dict(re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", page, re.DOTALL))
     for name in names:
         Path(name).write_text(blocks[name])
 

@@ -89,6 +89,6 @@ def test_scores_are_read_case_by_case(tmp_path):
     ]
     (tmp_path / "cases.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     assert read_scores(tmp_path) == {"a": {"1": (0.5, 0.0), "2": (1.0, None)}}
-    with pytest.raises(ValueError, match="cases.jsonl is missing"):
+    with pytest.raises(ValueError, match="is missing"):
         read_scores(tmp_path / "nowhere")
     assert overlap([["a", "b", "c"], ["c", "a"]]) == ["a", "c"]

@@ -11,7 +11,8 @@ from step3vl.cli import main
 
 FOLDER = "ablations/table4_vision_encoder"
 SHORT = ["--trainer.max_steps=2", "--data.samples_per_step=4", "--model.sampling.max_new_tokens=3"]
-SHORT += [f"--suite.{n}.num_cases=2" for n in ("reading", "pointing", "counting", "attributes", "words", "spatial", "sums", "common", "rare")]
+SUITE = ("reading", "pointing", "counting", "attributes", "words", "spatial", "sums", "common", "rare")
+SHORT += [f"--suite.{n}.num_cases=2" for n in SUITE]
 
 
 def fake_run(row, seed, scores):

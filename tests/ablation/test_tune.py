@@ -7,7 +7,12 @@ from step3vl.ablation.tune import read_grid
 from step3vl.cli import main
 
 FOLDER = "ablations/table6_deepstack"
-SHORT = "vars:\n  base: budget/table6.yaml\n  starts: {pe_lang: null}\n  grid: {'off': [0.001, 0.002]}\n  samples_per_step: 2\n"
+SHORT = """vars:
+  base: budget/table6.yaml
+  starts: {pe_lang: null}
+  grid: {"off": [0.001, 0.002], "on": []}
+  samples_per_step: 2
+"""
 
 
 def test_grid_is_run_kept_and_written_down(workplace, capsys):

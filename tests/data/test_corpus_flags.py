@@ -21,7 +21,7 @@ def test_every_country_has_one_flag_and_one_name():
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_the_image_shows_the_flag_that_is_asked(level):
-    names = dict((name, stripes) for stripes, name in known(level))
+    names = {name: stripes for stripes, name in known(level)}
     for k in range(20):
         draft = flags(random.Random(k), level, held_out=bool(k % 2), turns=4)
         pixels = np.asarray(draft.images[0]).astype(int)  # [64,64,3]

@@ -1,6 +1,6 @@
 """Runs each hostile case in a process of its own, forked from one that has imported everything.
 
-`python -m tests.hostile.nursery FAMILY FOLDER` prints a JSON line a case: its end, CPU seconds, and memory above the start.
+`python -m tests.hostile.nursery FAMILY FOLDER` prints a JSON line a case: its end, CPU seconds, memory above the start.
 """
 
 import importlib

@@ -151,8 +151,8 @@ def make_corpus(
 ) -> Manifest:
     """Write `<out>/<split>/<domain>-<subset>-level<k>-000000.tar` and `<out>/manifest.json`.
 
-    recipe: {seed, turns, samples_per_shard, splits: {train: {"documents/digits": {0: 6000}}}}; `seed` overrides it. With
-    `wrong_images: true` every training sample shows the images of the next one of its shard: a corpus from which
+    recipe: {seed, turns, samples_per_shard, splits: {train: {"documents/digits": {0: 6000}}}}; `seed` overrides it.
+    With `wrong_images: true` every training sample shows the images of the next one of its shard: a corpus from which
     nothing about images can be learnt, for a control.
     The corpus appears under its name only when whole. One made before from the same recipe and seed is reused.
     Raises ValueError for an unknown key, subset or level, and when `out` holds something else and not `overwrite`.
