@@ -19,15 +19,19 @@ $(VENV)/ok: pyproject.toml constraints.txt
 	$(ENV) $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce: encoders ## ablation Table 4 at tiny scale, from nothing: data, encoders, training, table, picture
+ENCODERS := experiments/encoders
+reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, encoders, training, table, picture
+	$(BIN)/step3vl data make corpus --scale tiny
+	$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
+		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
 	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2 --only pe_lang --only dinov3
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
 
-encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own objective
+encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own objective; PE-lang, DINOv3, SigLIP 2
 	$(BIN)/step3vl data make corpus --scale tiny
-	$(BIN)/step3vl chain experiments/encoders/pe_lang --scale tiny
-	$(BIN)/step3vl chain experiments/encoders/dinov3 --scale tiny
-	$(BIN)/step3vl chain experiments/encoders/siglip2 --scale tiny
+	$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
+		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
+	$(BIN)/step3vl chain $(ENCODERS)/siglip2 --scale tiny
 
 TUNE_STEPS := 120
 TABLES := table4_vision_encoder table5_optimizer table6_deepstack

@@ -31,8 +31,10 @@ class Row:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when anything that the row runs changes."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        """Changes when anything that the row runs changes, the weights that it starts from included."""
+        words = json.dumps(self.config, sort_keys=True, default=str)
+        start = (self.config.get("model") or {}).get("init_args", {}).get("init_from")
+        return hashlib.sha256("\n".join([words, *start_marks(start)]).encode()).hexdigest()[:16]
 
     def run_folder(self, seed: int) -> Path:
         return table_folder(self.file.parent, self.scale) / self.file.stem / f"seed_{seed}"
@@ -44,6 +46,17 @@ class Row:
         if not done.is_file() or json.loads(done.read_text())["fingerprint"] != self.fingerprint:
             return None
         return json.loads((folder / "metrics.json").read_text())
+
+
+def start_marks(init_from: str | dict[str, str] | None) -> list[str]:
+    """Checksums of the weights in the runs that `init_from` names; none for other places, or where nothing is yet."""
+    marks = []
+    for path in [init_from] if isinstance(init_from, str) else list((init_from or {}).values()):
+        saved = sorted(Path(path).glob("checkpoints/step-*/manifest.json"))
+        if saved:
+            files = json.loads(saved[-1].read_text())["files"]
+            marks += [entry["xxh3_128"] for name, entry in sorted(files.items()) if name.endswith(".safetensors")]
+    return marks
 
 
 def read_rows(folder: Path, scale: str, overrides: Sequence[str] = ()) -> list[Row]:

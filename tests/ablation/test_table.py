@@ -55,6 +55,20 @@ def test_a_changed_row_is_not_finished(workplace):
     assert changed.fingerprint != row.fingerprint and changed.metrics(0) is None
 
 
+def test_a_row_whose_starting_weights_changed_is_not_finished(workplace):
+    row = read_rows(Path(FOLDER), "tiny")[0]
+    start = Path(row.config["model"]["init_args"]["init_from"]["vision_encoder"])
+    before = row.fingerprint
+    for step, mark in ((100, "a"), (200, "b")):
+        (start / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+        files = {"x.safetensors": {"xxh3_128": mark}, "state.pt": {"xxh3_128": "z"}}
+        (start / f"checkpoints/step-{step:08d}/manifest.json").write_text(json.dumps({"files": files}))
+        if step == 100:
+            fake_run(row, 0, {"reading": 0.8})
+            assert row.metrics(0) and row.fingerprint != before
+    assert row.metrics(0) is None
+
+
 def test_run_finishes_keeps_and_reruns(workplace, capsys):
     few = ["ablate", "run", FOLDER, "--scale", "tiny", "--seeds", "1", "--only", "random", "--only", "noise", *SHORT]
     assert main(few) == 0
