@@ -7,6 +7,7 @@ that take no memory. What autograd keeps is then known for a token and for a blo
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from step3vl.diagnose import import_class
 from step3vl.models import LanguageDecoder, VisionLanguageModel
 from step3vl.models.vision import VisionEncoder
 from step3vl.types import Grids
@@ -57,6 +59,9 @@ class Kept:
         return num_tokens * (self.a_token + self.num_blocks * self.input_of_a_block) + inside
 
 
+NOTHING = Kept(0, 0.0, 0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Activations:
     """What each part keeps. The projector has no blocks: its tokens are visual tokens."""
@@ -75,11 +80,15 @@ def measure(card: Mapping[str, Any], precision: str, computes_in: torch.dtype = 
         computes_in: number format of weights and hidden states where blocks compute.
 
     Raises:
-        ValueError: the encoder or the decoder has no argument `num_layers`, so that no shallow one can be built.
+        ValueError: the encoder or the decoder has blocks but no argument `num_layers`, so that no shallow one can be
+            built.
     """
     init = card["init_args"]
     depth = {}
-    for part in ("vision_encoder", "decoder"):
+    parts = ("vision_encoder", "decoder")
+    if not _has_tower(card):
+        parts = ("decoder",)
+    for part in parts:
         arguments = init[part].get("init_args") or {}
         if "num_layers" not in arguments:
             name = init[part]["class_path"].rpartition(".")[2]
@@ -91,17 +100,25 @@ def measure(card: Mapping[str, Any], precision: str, computes_in: torch.dtype = 
     for num_layers in (1, 2):
         vlm = _shallow(card, num_layers)
         _weightless(vlm, dtype)
-        first = vlm.vision_encoder.blocks()[0]
-        tower.append([_try(_see(vlm.vision_encoder, side, dtype), vlm, first, precision) for side in (SMALL, LARGE)])
+        if "vision_encoder" in parts:
+            see = [_see(vlm.vision_encoder, side, dtype) for side in (SMALL, LARGE)]
+            tower.append([_try(look, vlm, vlm.vision_encoder.blocks()[0], precision) for look in see])
         first = vlm.decoder.blocks()[0]
         decoder.append([_try(_decode(vlm.decoder, num, dtype), vlm, first, precision) for num in (FEW, MORE)])
     few, more = (_try(_project(vlm, 2 * side, dtype), vlm, None, precision) for side in (SMALL, LARGE))
     visual = [vlm.projector.grid(2 * side) ** 2 for side in (SMALL, LARGE)]
     return Activations(
-        vision_encoder=_solve(tower, (SMALL**2, LARGE**2), depth["vision_encoder"]),
+        vision_encoder=_solve(tower, (SMALL**2, LARGE**2), depth["vision_encoder"]) if tower else NOTHING,
         projector=Kept(0, 0.0, (more.kept - few.kept) / (visual[1] - visual[0]), 0.0, 0.0),
         decoder=_solve(decoder, (FEW, MORE), depth["decoder"]),
     )
+
+
+def _has_tower(card: Mapping[str, Any]) -> bool:
+    """Whether the encoder has blocks; the one of noise has none, and keeps nothing."""
+    part = card["init_args"]["vision_encoder"]
+    accepted = inspect.signature(import_class(part["class_path"], "model.vlm.vision_encoder")).parameters
+    return "num_layers" in accepted or bool(build_vlm(card).vision_encoder.blocks())
 
 
 def _decode(decoder: LanguageDecoder, num_tokens: int, dtype: torch.dtype) -> Callable[[], Any]:
@@ -141,7 +158,8 @@ def _shallow(card: Mapping[str, Any], num_layers: int) -> VisionLanguageModel:
     init = card["init_args"]
     init["deepstack"] = None
     for part in ("vision_encoder", "decoder"):
-        init[part]["init_args"]["num_layers"] = num_layers
+        if "num_layers" in init[part]["init_args"]:
+            init[part]["init_args"]["num_layers"] = num_layers
     for key, value in (("vocab_size", NUM_HEAD_ROWS), ("attention", "per_document")):
         if key in init["decoder"]["init_args"]:
             init["decoder"]["init_args"][key] = value

@@ -175,6 +175,9 @@ def largest(
 def prepare(config: Mapping[str, Any]) -> VisionLanguageModel:
     """The model of a composed run on the meta device, frozen as in training."""
     arguments = config["model"]["init_args"]
+    if "vlm" not in arguments:
+        name = str(config["model"]["class_path"]).rpartition(".")[2]
+        raise ConfigError(f"plan: {name} trains no vision-language model; only stages with `model.vlm` can be planned")
     vlm = build_vlm(arguments["vlm"])
     freeze_parameters(vlm, arguments.get("freeze") or [])
     return vlm

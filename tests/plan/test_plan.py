@@ -368,6 +368,18 @@ def test_an_encoder_without_depth_is_named():
         measure(card, "32-true")
 
 
+def test_an_encoder_without_blocks_keeps_nothing():
+    """The control of noise in Table 4."""
+    card = compose(["ablations/table4_vision_encoder/noise.yaml"], scale="tiny").config["model"]["init_args"]["vlm"]
+    kept = measure(card, "32-true")
+    assert kept.vision_encoder.bytes(1000, recomputes=False) == 0 < kept.decoder.bytes(1000, recomputes=False)
+
+
+def test_a_stage_without_a_model_of_both_is_named(capsys):
+    assert main(["plan", "experiments/encoders/siglip2/1_sigmoid.yaml"]) == 2
+    assert "plan: ContrastiveStage trains no vision-language model" in capsys.readouterr().err
+
+
 def test_small_things():
     assert [scaled(v) for v in (0, 999, 1000, 999_600, 10_171_750_144)] == ["0", "999", "1 k", "1 M", "10.2 G"]
     assert read_mix("text=0.5, image=0.5") == {"text": 0.5, "image": 0.5} and read_mix(None) is None
