@@ -25,7 +25,7 @@ def test_grid_is_run_kept_and_written_down(workplace, capsys):
     found = json.loads((out / "tuning.json").read_text())
     entry = found["rows"]["off"]
     assert found["max_steps"] == 10 and set(entry["losses"]) == {"0.001", "0.002"}
-    assert entry["best"] == min(entry["losses"], key=entry["losses"].get) and entry["used"] == 0.016
+    assert entry["best"] == min(entry["losses"], key=entry["losses"].get) and entry["used"] == 0.004
     assert not list(out.glob("*/seed_*")) and not list(out.glob("off/tune_*/metrics.json"))
     assert main(tune) == 0
     assert "2 runs: 2 finished, 0 to do" in capsys.readouterr().out
