@@ -21,7 +21,7 @@ from .plot import plot_table
 from .rows import Row, flatten, read_rows, table_folder
 from .runs import RowRuns, per_run, read_runs
 from .table import markdown, paper_rows, read_cells, scale_title
-from .tune import read_tuning
+from .tune import read_grid, read_tuning
 
 OWN_KEYS = ("model", "data", "trainer", "suite", "seed_everything")
 
@@ -167,10 +167,11 @@ def _tuning(folder: Path, scale: str, rows: Sequence[Row]) -> list[str]:
     if found is None:
         return []
     labels = {row.file.stem: row.label for row in rows}
+    used = read_grid(folder, scale)[1]
     lines = [["row", "learning rate: loss", "lowest", "used"]]
     for name, entry in found["rows"].items():
         tried = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in entry["losses"].items())
-        lines.append([labels.get(name, name), tried, entry["best"], str(entry["used"])])
+        lines.append([labels.get(name, name), tried, entry["best"], str(used.get(name, "-"))])
     explained = (
         f"Mean training loss of the last tenth of {found['max_steps']} steps, seed {found['seed']}, which no row of "
         f"the table uses; `step3vl ablate tune {folder} --scale {scale} --steps {found['max_steps']}`. Rows use what "
