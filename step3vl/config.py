@@ -215,7 +215,8 @@ def _assign(
     node: Any = root
     for depth, part in enumerate(parents):
         node = _step(node, part, ".".join(parents[:depth]) or "the run", where)
-        if node.get(part) is None:
+        node[part] = _named(root, node.get(part))
+        if node[part] is None:
             node[part] = Block()
         node = node[part]
     node = _step(node, last, ".".join(parents) or "the run", where)
@@ -224,6 +225,19 @@ def _assign(
         for key in ("init_args", "dict_kwargs"):
             node.pop(key, None)
     _put(node, last, _merge(node.get(last), value), note or "set by override")
+
+
+def _named(root: Block, value: Any) -> Any:
+    """A mapping (or nothing) that `${a.b}` names, so that a key below it can be set; any other value as it is."""
+    match = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    found: Any = root
+    for part in match[1].split("."):
+        if not isinstance(found, Block) or part not in found:
+            return value
+        found = found[part]
+    return _copy(found) if found is None or isinstance(found, Block) else value
 
 
 def _step(node: Any, part: str, path: str, where: str) -> Block:

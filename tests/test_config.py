@@ -76,6 +76,18 @@ def test_interpolation_sees_rows_and_the_command_line(files):
     assert compose(["base.yaml"], ["x=${trainer.max_steps}", "trainer.max_steps=8"]).config["x"] == 8
 
 
+def test_a_key_below_an_interpolated_mapping_is_set_in_a_copy(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "vars: {starts: {a: {x: 1, y: 2}, none: null}}\nmodel: {from: '${vars.starts.a}', to: '${vars.starts.none}'}\n"
+    )
+    found = compose([file], ["model.from.x=5", "model.to.z=7"])
+    assert found.config["model"] == {"from": {"x": 5, "y": 2}, "to": {"z": 7}}
+    assert found.vars["starts"] == {"a": {"x": 1, "y": 2}, "none": None}
+    with pytest.raises(ConfigError, match="which has no key 'x'"):
+        compose([file], ["model.from.x.x=5"])
+
+
 def test_scale_is_a_search_path():
     full = compose(["vision/pe_lang_g14.yaml"]).config
     tiny = compose(["vision/pe_lang_g14.yaml"], scale="tiny").config
