@@ -43,7 +43,7 @@ def arguments(name: str, scale: str = "") -> dict:
 
 def test_every_card_is_in_the_table() -> None:
     cards = {f"{room}/{file.name}" for room in ("vision", "decoder") for file in (CONFIGS / room).iterdir()}
-    assert cards == set(NUM_PARAMETERS)
+    assert cards == set(NUM_PARAMETERS) | {"decoder/alignment.yaml"}  # which names another card
 
 
 @pytest.mark.parametrize("name", NUM_PARAMETERS)
