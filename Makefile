@@ -35,7 +35,7 @@ encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own obj
 
 TUNE_STEPS := 120
 TABLES := table4_vision_encoder table5_optimizer table6_deepstack
-tables: encoders ## docs/results: Tables 4, 5 and 6 at tiny scale, three seeds a row, with intervals (up to 3 hours; goes on)
+tables: encoders ## docs/results: Tables 4, 5 and 6 at tiny scale, three seeds a row, with intervals (about 2 hours; goes on)
 	$(BIN)/step3vl data make corpus-shuffled --recipe corpus/shuffled.yaml --scale tiny
 	$(BIN)/step3vl fit -c ablations/table5_optimizer/_start.yaml --scale tiny --ckpt_path=last
 	for table in $(TABLES); do \
@@ -51,7 +51,7 @@ tiny: $(VENV)/ok ## pre-training, SFT, RLVR and RLHF at tiny scale, one verdict 
 pacore: $(VENV)/ok ## PaCoRe training at tiny scale, after `make tiny`: warm start, pools, PPO, the scaling curve
 	$(BIN)/step3vl pacore train experiments/step3vl_10b/7_pacore.yaml --scale tiny
 
-test: $(VENV)/ok ## the test suite (about ten minutes on two cores)
+test: $(VENV)/ok ## the test suite (about a quarter of an hour on two cores)
 	$(BIN)/python -m pytest -n 2
 
 SOAK_S := 7200
