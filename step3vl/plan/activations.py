@@ -85,9 +85,9 @@ def measure(card: Mapping[str, Any], precision: str, computes_in: torch.dtype = 
     """
     init = card["init_args"]
     depth = {}
-    parts = ("vision_encoder", "decoder")
+    parts = ["vision_encoder", "decoder"]
     if not _has_tower(card):
-        parts = ("decoder",)
+        parts = ["decoder"]
     for part in parts:
         arguments = init[part].get("init_args") or {}
         if "num_layers" not in arguments:
