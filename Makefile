@@ -21,14 +21,14 @@ $(VENV)/ok: pyproject.toml constraints.txt
 
 ENCODERS := experiments/encoders
 reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, encoders, training, table, picture
-	$(BIN)/step3vl data make corpus --scale tiny
+	$(BIN)/step3vl data make corpus-ablation --recipe corpus/ablation.yaml --scale tiny
 	$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
 		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
 	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2 --only pe_lang --only dinov3
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
 
 encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own objective; PE-lang, DINOv3, SigLIP 2
-	$(BIN)/step3vl data make corpus --scale tiny
+	$(BIN)/step3vl data make corpus-ablation --recipe corpus/ablation.yaml --scale tiny
 	$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
 		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
 	$(BIN)/step3vl chain $(ENCODERS)/siglip2 --scale tiny

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from step3vl.data.corpus import code, documents, education, flags, grounding, gui, knowledge, text, vqa
 from step3vl.data.corpus.assets import digit_images
 from step3vl.data.corpus.draft import Draft, Subset
+from step3vl.data.corpus.second_order import second_order
 from step3vl.data.shards import write_shards
 from step3vl.types import IMAGE_MARK, Message, Sample
 
@@ -82,6 +83,7 @@ class _Task:
     num: int
     turns: int
     wrong_images: bool = False
+    second_order: int = 0
 
     @property
     def cost(self) -> tuple[bool, int, int]:
@@ -153,7 +155,8 @@ def make_corpus(
 
     recipe: {seed, turns, samples_per_shard, splits: {train: {"documents/digits": {0: 6000}}}}; `seed` overrides it.
     With `wrong_images: true` every training sample shows the images of the next one of its shard: a corpus from which
-    nothing about images can be learnt, for a control.
+    nothing about images can be learnt, for a control. With `second_order: 4` all images are drawn as contrast, in blocks of
+    so many pixels (data/corpus/second_order.py).
     The corpus appears under its name only when whole. One made before from the same recipe and seed is reused.
     Raises ValueError for an unknown key, subset or level, and when `out` holds something else and not `overwrite`.
     """
@@ -183,7 +186,7 @@ def make_corpus(
 
 
 def _plan(recipe: dict[str, Any], seed: int | None) -> tuple[list[_Task], int]:
-    accepted = ("seed", "turns", "samples_per_shard", "splits", "wrong_images")
+    accepted = ("seed", "turns", "samples_per_shard", "splits", "wrong_images", "second_order")
     for name in recipe:
         if name not in accepted:
             raise ValueError(f"corpus recipe: unknown key '{name}'; accepted are {', '.join(accepted)}")
@@ -196,6 +199,9 @@ def _plan(recipe: dict[str, Any], seed: int | None) -> tuple[list[_Task], int]:
             raise ValueError(f"corpus recipe: key '{name}' must be a whole number from 1, got {value!r}")
     if not isinstance(wrong := recipe.get("wrong_images", False), bool):
         raise ValueError(f"corpus recipe: key 'wrong_images' must be true or false, got {wrong!r}")
+    block = recipe.get("second_order", 0)
+    if isinstance(block, bool) or not isinstance(block, int) or block < 0:
+        raise ValueError(f"corpus recipe: key 'second_order' must be a number of pixels, or 0 for none, got {block!r}")
     tasks = []
     for split, subsets in recipe["splits"].items():
         for name, levels in subsets.items():
@@ -210,7 +216,7 @@ def _plan(recipe: dict[str, Any], seed: int | None) -> tuple[list[_Task], int]:
                 for number, first in enumerate(range(0, count, size)):
                     num, most = min(size, count - first), turns if split == "train" else 1
                     where_from = (chosen, split, domain, subset, int(level), number, first, num, most)
-                    tasks.append(_Task(*where_from, wrong_images=wrong and split == "train"))
+                    tasks.append(_Task(*where_from, wrong_images=wrong and split == "train", second_order=block))
     return tasks, chosen
 
 
@@ -246,10 +252,17 @@ def _make_shard(task: _Task, folder: Path) -> dict[str, Any]:
     )
     if task.wrong_images:
         samples = iter(swap_images(list(samples)))
+    if task.second_order:
+        samples = (_as_contrast(sample, task.second_order) for sample in samples)
     stem = f"{task.domain}-{task.subset}-level{task.level}"
     (info,) = write_shards(samples, folder / task.split, stem, task.num, first_number=task.number)
     entry = {"split": task.split, "domain": task.domain, "subset": task.subset, "level": task.level}
     return {**asdict(info), **entry, "file": f"{task.split}/{info.file}"}
+
+
+def _as_contrast(sample: Sample, block: int) -> Sample:
+    rng = random.Random(f"second order/{sample.id}")
+    return replace(sample, images=[second_order(image, rng, block) for image in sample.images])
 
 
 def swap_images(samples: list[Sample]) -> list[Sample]:
