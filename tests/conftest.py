@@ -67,10 +67,11 @@ def small_corpus(tmp_path_factory):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, small_corpus):
-    """An empty checkout with experiments, ablations and the small corpus, as the current folder."""
+    """An empty checkout with experiments, ablations and the small corpus under both of its names, as the current folder."""
     for name in ("experiments", "ablations"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    (tmp_path / "corpus").symlink_to(small_corpus)
+    for name in ("corpus", "corpus-ablation"):
+        (tmp_path / name).symlink_to(small_corpus)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
