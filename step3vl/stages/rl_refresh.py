@@ -21,6 +21,8 @@ from step3vl.weights import Accepted, Entry, check, open_source, save_sharded, u
 
 from .tally import gather
 
+NAME = "policy-" + "[0-9]" * 8
+"""Of the policy's folders, as a glob."""
 NUM_KEPT = 2
 """Folders that stay: the one that is served, and the one before."""
 NUM_TRIES = 3
@@ -112,7 +114,8 @@ class Refresh:
         return found
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)  # of a run that ended here and goes on
+        for rest in [self.place, *self.folder.glob(f"{NAME}.part")]:  # of a run that ended here and goes on
+            shutil.rmtree(rest, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         entries = {name: Entry(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         with unfinished(self.place) as part:
@@ -123,7 +126,7 @@ class Refresh:
 
     def _forget(self) -> None:
         """Remove older folders of ours."""
-        for old in sorted(self.folder.glob("policy-" + "[0-9]" * 8))[: -NUM_KEPT or None]:
+        for old in sorted(self.folder.glob(NAME))[: -NUM_KEPT or None]:
             if old != self.place:
                 shutil.rmtree(old, ignore_errors=True)
 
