@@ -67,7 +67,7 @@ def small_corpus(tmp_path_factory):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, small_corpus):
-    """An empty checkout with experiments, ablations and the small corpus under both of its names, as the current folder."""
+    """An empty checkout with experiments, ablations and the small corpus under both names, as the current folder."""
     for name in ("experiments", "ablations"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("corpus", "corpus-ablation"):

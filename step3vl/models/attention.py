@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from step3vl.models.branches import attend_branches
+from step3vl.models.branches import Seen, attend_branches
 from step3vl.models.cpu_attention import Groups, attend_by_groups, attend_by_products, group, products_apply
 
 NAME = "per_document"
@@ -159,7 +159,7 @@ def per_document_attention(
     max_length_q: int | None = None,
     document_lengths: Sequence[int] | None = None,
     document_groups: Groups | None = None,
-    document_masks: Sequence[Tensor | None] | None = None,
+    document_masks: Sequence[Seen] | None = None,
     prompt_tape: PromptTape | None = None,
     step_cache: StepCache | None = None,
     **kwargs: Any,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from step3vl.models.attention import NAME, PromptTape, StepCache, document_lengths, packing_arguments, register
-from step3vl.models.branches import branch_masks
+from step3vl.models.branches import seen
 from step3vl.models.flops import matrix_size
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Qwen3Decoder(LanguageDecoder):
         branches: Tensor | None = None,
     ) -> Tensor:
         lengths = document_lengths(position_ids)
-        masks = None if branches is None else branch_masks(lengths, branches.flatten())
+        masks = None if branches is None else seen(lengths, branches.flatten())
         if masks is not None and self.attention != NAME:
             raise ValueError(f"decoder.attention is {self.attention!r}; documents with branches need {NAME!r}")
         dummy = no_mask(embeds)

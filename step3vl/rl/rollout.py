@@ -110,22 +110,29 @@ def packs(
 
 
 def documents(rollouts: Sequence[Rollout], max_tokens: int, share: bool) -> list[Document]:
-    """Rollouts by document: those of a group together, as long as that saves at least as many tokens as it holds.
+    """Rollouts by document: those of a group together, where that saves at least as many tokens as it holds.
 
-    Attention in a shared document computes every pair of its tokens, so that long responses are better off alone.
+    With masks, attention in a shared document computes every pair of its tokens: long responses are better off alone.
     """
     most = min(max_tokens, MAX_SHARED_TOKENS)
+    whole: dict[int, Document] = {}
+    for rollout in rollouts:
+        whole.setdefault(rollout.group, []).append(rollout)
     found: list[Document] = []
     for rollout in rollouts:
         mate = found[-1] if found else None
         if share and mate is not None and mate[0].group == rollout.group and len(rollout.example.input_ids) > 1:
             together = [*mate, rollout]
-            saved = (len(together) - 1) * (len(rollout.example.input_ids) - 1)
-            if length(together) <= most and sum(len(r.ids) for r in together) <= 2 * saved:
+            if length(together) <= most and any(_pays(document) for document in (together, whole[rollout.group])):
                 mate.append(rollout)
                 continue
         found.append([rollout])
     return found
+
+
+def _pays(document: Document) -> bool:
+    saved = (len(document) - 1) * (len(document[0].example.input_ids) - 1)
+    return sum(len(rollout.ids) for rollout in document) <= 2 * saved
 
 
 def length(document: Document) -> int:

@@ -39,7 +39,7 @@ def test_the_mean_over_signs_tells_nothing():
 
 
 def explained(images, labels):
-    """Share of the labels' variance that a ridge regression from pixels, trained on the first half, tells of the rest."""
+    """Share of the labels' variance that a ridge regression from pixels, fitted to one half, tells of the other."""
     inputs = torch.stack([torch.tensor(np.asarray(i, np.float32)).flatten() / 255 - 0.5 for i in images])
     half, targets = len(inputs) // 2, torch.eye(10)[labels] - 0.1
     seen, ridge = inputs[:half], 10.0 * torch.eye(inputs.shape[1])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from step3vl.models import Qwen3Decoder
-from step3vl.models.branches import branch_masks
+from step3vl.models.attention import attend
+from step3vl.models.branches import attend_branches, branch_masks, branch_parts
 from step3vl.types import Batch
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
@@ -64,6 +65,22 @@ def test_masks():
     assert masks[0] is None
     expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 1, 1]]
     assert masks[1].int().tolist() == expected
+
+
+def test_parts_give_what_masks_give():
+    """Also for a document whose branches begin at once, and beside a plain one."""
+    torch.manual_seed(0)
+    lengths, branches = [4, 9, 3], torch.tensor([0] * 4 + [0] * 3 + [1] * 2 + [2] * 4 + [1, 2, 2])
+    parts = branch_parts(lengths, branches)
+    assert parts == [None, [3, 2, 4], [0, 1, 2]]
+    found = []
+    for seen in (parts, branch_masks(lengths, branches)):
+        torch.manual_seed(1)
+        q, k, v = (torch.randn(1, heads, 16, 8, requires_grad=True) for heads in (4, 2, 2))
+        mixed = attend_branches(lambda *x: attend(*x, is_causal=True), q, k, v, lengths, seen, None)
+        mixed.square().sum().backward()
+        found.append([mixed.detach(), q.grad, k.grad, v.grad])
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(*found))
 
 
 def test_other_kernels_refuse_branches():

@@ -155,8 +155,8 @@ def make_corpus(
 
     recipe: {seed, turns, samples_per_shard, splits: {train: {"documents/digits": {0: 6000}}}}; `seed` overrides it.
     With `wrong_images: true` every training sample shows the images of the next one of its shard: a corpus from which
-    nothing about images can be learnt, for a control. With `second_order: 4` all images are drawn as contrast, in blocks of
-    so many pixels (data/corpus/second_order.py).
+    nothing about images can be learnt, for a control. With `second_order: 4` all images are drawn as contrast,
+    in blocks of so many pixels (data/corpus/second_order.py).
     The corpus appears under its name only when whole. One made before from the same recipe and seed is reused.
     Raises ValueError for an unknown key, subset or level, and when `out` holds something else and not `overwrite`.
     """
