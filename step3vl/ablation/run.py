@@ -88,6 +88,17 @@ class Job:
         done = self.folder / "row.json"
         return done.is_file() and json.loads(done.read_text())["fingerprint"] == self.row.fingerprint
 
+    def take_over(self) -> Path | None:
+        """Copy the finished run of this very configuration and seed from another row, if there is one; returns it."""
+        if self.last_phase != "test":
+            return None
+        wanted = {"fingerprint": self.row.fingerprint, "seed": self.seed}
+        for done in sorted(self.folder.parents[2].glob(f"*/*/{self.folder.name}/row.json")):
+            if json.loads(done.read_text()) == wanted:
+                shutil.copytree(done.parent, self.folder, dirs_exist_ok=True)
+                return done.parent
+        return None
+
     def finish(self) -> None:
         """Mark the run as done; only marked runs enter the table."""
         (self.folder / "row.json").write_text(
@@ -153,6 +164,9 @@ def run_jobs(jobs: Sequence[Job], num_jobs: int | None = None, launcher: str = "
                 while waiting and len(running) < num_jobs:
                     job = waiting.pop(0)
                     job.prepare()
+                    if twin := job.take_over():
+                        console.print(f"{job.name}: the same run as {twin}, which is copied", highlight=False)
+                        continue
                     job.start("fit", num_threads, launcher)
                     running.append(job)
                     console.print(f"{job.name}: training, log in {job.log}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from step3vl.ablation import read_rows
+from step3vl.ablation.run import Job
 from step3vl.cli import main
 
 FOLDER = "ablations/table4_vision_encoder"
@@ -79,6 +80,19 @@ def test_run_finishes_keeps_and_reruns(workplace, capsys):
     assert main(few) == 0
     assert "2 finished, 0 to do" in capsys.readouterr().out
     assert (folder / "metrics.json").stat().st_mtime_ns == first
+
+
+def test_a_run_that_another_row_has_made_is_taken_over(workplace, capsys):
+    """Table 6's row without DeepStack is Table 4's PE-lang row, key by key."""
+    made, same = read_rows(Path(FOLDER), "tiny")[0], read_rows(Path("ablations/table6_deepstack"), "tiny")[0]
+    assert (made.file.stem, same.file.stem) == ("pe_lang", "off") and made.fingerprint == same.fingerprint
+    fake_run(made, 0, {"reading": 0.8})
+    assert main(["ablate", "run", "ablations/table6_deepstack", "--scale", "tiny", "--only", "off"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "off seed 0: the same run as runs/tiny/ablations/table4_vision_encoder/pe_lang/seed_0" in text
+    assert same.metrics(0) == made.metrics(0) and same.metrics(1) is None
+    other = read_rows(Path("ablations/table6_deepstack"), "tiny", ["trainer.max_steps=3"])[0]
+    assert Job(other, 0).take_over() is None and Job(same, 1).take_over() is None
 
 
 def test_a_failing_row_is_reported_and_the_rest_goes_on(workplace, capsys):
