@@ -33,7 +33,7 @@ encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own obj
 		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
 	$(BIN)/step3vl chain $(ENCODERS)/siglip2 --scale tiny
 
-TUNE_STEPS := 120
+TUNE_STEPS := 160
 TABLES := table4_vision_encoder table5_optimizer table6_deepstack
 tables: encoders ## docs/results: Tables 4, 5 and 6 at tiny scale, three seeds a row, with intervals (about 2 hours; goes on)
 	$(BIN)/step3vl data make corpus-shuffled --recipe corpus/shuffled.yaml --scale tiny
