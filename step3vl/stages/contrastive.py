@@ -78,6 +78,11 @@ class ContrastiveStage(EncoderStage):
         with torch.autocast(images.device.type, enabled=False):
             return {"loss": self.loss(images, texts, batch.captions)}
 
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Also logs `cut`, the share of this rank's captions that lost their end."""
+        self.log("cut", batch.num_cut / max(1, batch.num_images))
+        return super().training_step(batch, batch_idx)
+
     def training_flops(self, batch: Pairs) -> float:
         patch = self.vision_encoder.image_spec.patch_size
         height, width = (side // patch for side in batch.pixels.shape[-2:])

@@ -80,6 +80,12 @@ def same(a, b, tolerance=0.0):
         torch.testing.assert_close(p, q, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize(("max_tokens", "cut"), [(64, 0.0), (2, 1.0)])
+def test_captions_that_lose_their_end_are_logged(small_corpus, max_tokens, cut):
+    stage = fit(contrastive, PairData(str(small_corpus), SOURCES, 4, 1, max_tokens), num_steps=1)
+    assert stage.trainer.logged_metrics["cut"] == cut
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("loss", [SoftmaxContrast, SigmoidContrast])
 def test_the_step_is_that_of_the_mean_over_images(small_corpus, loss, accumulate):
