@@ -42,7 +42,8 @@ def plot_table(out: Path, title: str, rows: list[Row], cells: dict[str, dict[str
             continue
         grid = np.linspace(max(c[0][0] for c in curves), min(c[0][-1] for c in curves), 200)
         losses = np.stack([_smooth(np.interp(grid, *curve)) for curve in curves])  # [seeds,200]
-        left.plot(grid, losses.mean(0), color=colours[i], label=f"{row.label} ({len(curves)} seeds)")
+        label = f"{row.label} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
+        left.plot(grid, losses.mean(0), color=colours[i], label=label)
         left.fill_between(grid, losses.min(0), losses.max(0), color=colours[i], alpha=0.25, linewidth=0)
     left.set(xlabel="optimizer step", ylabel="training loss (nats a supervised token)", title="Training loss")
     left.set_yscale("log")
@@ -69,7 +70,10 @@ def plot_table(out: Path, title: str, rows: list[Row], cells: dict[str, dict[str
     labels = [f"{n}\n(n={first[n].num_cases})" for n in names]
     right.set_xticks(np.arange(len(names)), labels, fontsize=9)
     right.set(ylim=(0, 1), ylabel="score on held-out cases", title="Bars: mean over seeds, whiskers: range")
-    right.legend()
+    marks = [
+        (handle, text) for handle, text in zip(*right.get_legend_handles_labels()) if text in ("blind", "majority")
+    ]
+    right.legend(*zip(*marks), loc="upper right")  # colours are those of the curves
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     plt.close(figure)

@@ -66,13 +66,15 @@ def print_table(folder: Path, scale: str) -> None:
         raise ConfigError(f"no finished run of {folder} at {scale} scale: step3vl ablate run {folder} --scale {scale}")
     out = table_folder(folder, scale)
     titles = [rows[0].info.get("table", folder.name), scale_title(rows, scale)]
-    ours, paper = _our_rows(rows, cells), paper_rows(rows)
+    ours, paper = _our_rows(rows, cells), paper_rows([row for row in rows if row.paper])
     console = Console()
     _print_block(console, "  ".join(titles), ours)
     _print_block(
         console, "The paper's numbers for the same rows (its scale, its data; not comparable with ours)", paper
     )
     notes = [str(note) for note in rows[0].info.get("notes", [])]
+    if missing := [row.label for row in rows if not cells[row.file.stem]]:
+        notes.append(f"Not run: {'; '.join(missing)}.")
     for note in notes:
         console.print(f"- {note}", highlight=False)
     _write_csv(out / "table.csv", rows, cells, scale)
@@ -108,7 +110,6 @@ def _our_rows(rows: list[Row], cells: dict[str, dict[str, Cell]]) -> list[list[s
     for row in rows:
         own = cells[row.file.stem]
         if not own:
-            out.append([row.label, "not run", *["-"] * len(names)])
             continue
         num_seeds = next(iter(own.values())).num_seeds
         out.append(
