@@ -4,8 +4,8 @@ Both have the same Qwen3 weights, tokenizer, prompts, numbers of responses and t
 and without a reference model. The end token lies outside of the vocabulary, so that every response has its full length.
 TRL generates with transformers' `generate` and runs at its best plain settings, with one batch and with a batch a
 prompt. Process CPU time, one thread, by turns. A time counts only if, for TRL's responses, our stage finds the same
-rewards and the same gradient. In the update, responses share their prompt in the first case alone; in the others that
-would save our stage too little. Needs TRL (pip install trl). Run: make bench
+rewards and the same gradient. In the update, responses share their prompt but in the last case, where that would save
+too little. Needs TRL (pip install trl). Run: make bench
 """
 
 from __future__ import annotations
