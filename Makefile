@@ -20,16 +20,20 @@ $(VENV)/ok: pyproject.toml constraints.txt
 	@touch $@
 
 ENCODERS := experiments/encoders
+# of the cores: two encoders at a time
+HALF = $(shell $(BIN)/python -c 'import os; print(max(1, (os.cpu_count() or 1) // 2))')
 reproduce: $(VENV)/ok ## ablation Table 4 at tiny scale, from nothing: data, encoders, training, table, picture
 	$(BIN)/step3vl data make corpus-ablation --recipe corpus/ablation.yaml --scale tiny
-	$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
+	export OMP_NUM_THREADS=$(HALF); \
+		$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
 		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
 	$(BIN)/step3vl ablate run ablations/table4_vision_encoder --scale tiny --seeds 2 --only pe_lang --only dinov3
 	$(BIN)/step3vl ablate table ablations/table4_vision_encoder --scale tiny
 
 encoders: $(VENV)/ok ## Table 4's tiny encoders, each pre-trained by its own objective; PE-lang, DINOv3, SigLIP 2
 	$(BIN)/step3vl data make corpus-ablation --recipe corpus/ablation.yaml --scale tiny
-	$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
+	export OMP_NUM_THREADS=$(HALF); \
+		$(BIN)/step3vl chain $(ENCODERS)/dinov3 --scale tiny & other=$$!; \
 		$(BIN)/step3vl chain $(ENCODERS)/pe_lang --scale tiny && wait $$other
 	$(BIN)/step3vl chain $(ENCODERS)/siglip2 --scale tiny
 
